@@ -1,0 +1,1 @@
+"""Guard models on torch: data, losses, the streaming model, incremental inference, rewards. No Ray."""

@@ -1,0 +1,246 @@
+"""Rows become token sequences with targets, and sequences become packed rows.
+
+Conversations are laid out in ChatML, as Qwen and SmolLM write it: `<|im_start|>role\\n…<|im_end|>\\n` per message.
+Every piece of content is tokenized on its own with its special tokens split, so a text that spells `<|im_end|>`
+cannot end its turn. Targets stand at the position that *predicts* or *carries* them (no shift in the losses):
+
+- Gen: `labels[t] = ids[t + 1]` where `t + 1` lies in the answer or is the `<|im_end|>` after it.
+- Stream: `branch` says which pair of heads a position trains (0 query, 1 response), `risk` and `category` what they
+  should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the last response are
+  Safe before the onset and carry the sample's label from it on (METHOD: token labels).
+
+Packing is first-fit over a seeded order. Samples in one row are told apart by position ids that restart at 0;
+under SDPA that isolates them only without an attention mask and with `use_cache=False`.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from synth.errors import BadInput
+
+IGNORE = -100
+QUERY, RESPONSE = 0, 1
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+Message = Mapping[str, str]
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample: `ids` [L], targets by name, each [L] with IGNORE where nothing is asked, and its weight."""
+
+    ids: np.ndarray
+    targets: dict[str, np.ndarray]
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class GenExample:
+    """A rendered moderation prompt and the answer the guard should give; `label` is its class for balancing."""
+
+    id: str
+    group_id: str
+    prompt: str
+    answer: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StreamExample:
+    """A conversation that ends with a user turn or, with `response`, with the assistant's.
+
+    A risk of None leaves that branch untrained. `onset` is the character offset in `response` from which it carries
+    `response_risk`; None where that is the mildest risk. A flagged response without an onset trains nothing.
+    """
+
+    id: str
+    group_id: str
+    prompt: str
+    response: str = ""
+    history: tuple[Message, ...] = ()
+    query_risk: str | None = None
+    query_category: str | None = None
+    response_risk: str | None = None
+    response_category: str | None = None
+    onset: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """The order of the heads' classes. `safe` are the risks whose category does not count in the loss."""
+
+    risk: tuple[str, ...]
+    response_category: tuple[str, ...]
+    query_category: tuple[str, ...]
+    safe: tuple[str, ...]
+    strict: tuple[str, ...] = field(default=())
+    loose: tuple[str, ...] = field(default=())
+
+    def risk_index(self, name: str, where: str) -> int:
+        if name not in self.risk:
+            raise BadInput(f"{where}: unknown severity {name!r} (known: {', '.join(self.risk)})")
+        return self.risk.index(name)
+
+
+def special_id(tokenizer, token: str) -> int:
+    """The id of a ChatML marker; BadInput where the tokenizer has none."""
+    index = tokenizer.convert_tokens_to_ids(token)
+    if index is None or index == tokenizer.unk_token_id:
+        raise BadInput(f"the tokenizer of {tokenizer.name_or_path!r} has no {token} token: not a ChatML backbone")
+    return index
+
+
+def text_ids(tokenizer, text: str) -> list[int]:
+    """Token ids of content, in which markers are plain text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def message_ids(tokenizer, message: Message) -> list[int]:
+    """`<|im_start|>role\\ncontent<|im_end|>`, without the newline after it."""
+    head = [special_id(tokenizer, "<|im_start|>"), *text_ids(tokenizer, message["role"] + "\n")]
+    return [*head, *text_ids(tokenizer, message["content"]), special_id(tokenizer, "<|im_end|>")]
+
+
+def chat_ids(tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+    """The whole conversation in ChatML; what CHAT_TEMPLATE writes, safe against markers in the content."""
+    newline = text_ids(tokenizer, "\n")
+    ids = [i for message in messages for i in (*message_ids(tokenizer, message), *newline)]
+    if add_generation_prompt:
+        ids += [special_id(tokenizer, "<|im_start|>"), *text_ids(tokenizer, "assistant\n")]
+    return ids
+
+
+def encode_gen(example: GenExample, tokenizer) -> Encoded:
+    """Prompt and answer as one exchange; the loss falls on the answer and on the marker that ends it."""
+    prompt = chat_ids(tokenizer, [{"role": "user", "content": example.prompt}], add_generation_prompt=True)
+    answer = [*text_ids(tokenizer, example.answer), special_id(tokenizer, "<|im_end|>")]
+    ids = np.array(prompt + answer, dtype=np.int64)
+    labels = np.full(len(ids), IGNORE, dtype=np.int64)
+    labels[len(prompt) - 1 : -1] = answer
+    return Encoded(ids, {"labels": labels})
+
+
+def encode_stream(example: StreamExample, tokenizer, maps: LabelMaps, max_length: int) -> Encoded:
+    """Conversation and per-token targets; a response is cut at `max_length` (what is kept sees nothing of it)."""
+    turns = [*example.history, {"role": "user", "content": example.prompt}]
+    newline = text_ids(tokenizer, "\n")
+    ids = chat_ids(tokenizer, turns)
+    query = len(ids) - len(newline) - 1
+    response = _Response.of(example, tokenizer) if example.response_risk is not None else None
+    head_length = len(ids)
+    if response is not None:
+        ids += response.head
+        head_length = len(ids)
+        ids += response.ids
+    ids = ids[:max_length]
+    targets = {name: np.full(len(ids), IGNORE, dtype=np.int64) for name in ("branch", "risk", "category")}
+    if example.query_risk is not None and query < len(ids):
+        targets["branch"][query] = QUERY
+        targets["risk"][query] = maps.risk_index(example.query_risk, f"example {example.id}")
+        targets["category"][query] = _category(example.query_category, example.query_risk, maps.query_category, maps)
+    if response is not None and head_length < len(ids):
+        _response_targets(targets, head_length, response, example, maps)
+    return Encoded(np.array(ids, dtype=np.int64), targets)
+
+
+@dataclass(frozen=True)
+class _Response:
+    head: list[int]
+    ids: list[int]
+    ends: list[int]  # character offset at which each token ends
+
+    @classmethod
+    def of(cls, example: StreamExample, tokenizer) -> "_Response":
+        head = [special_id(tokenizer, "<|im_start|>"), *text_ids(tokenizer, "assistant\n")]
+        read = tokenizer(
+            example.response, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return cls(head, read.input_ids, [end for _, end in read.offset_mapping])
+
+
+def _response_targets(
+    targets: dict[str, np.ndarray], start: int, response: _Response, example: StreamExample, maps: LabelMaps
+) -> None:
+    assert example.response_risk is not None
+    risk = maps.risk_index(example.response_risk, f"example {example.id}")
+    safe = maps.risk.index(maps.safe[0])
+    if example.response_risk in maps.safe:
+        onset = len(example.response)
+        safe = risk
+    elif example.onset is None:
+        return
+    else:
+        onset = example.onset
+    category = _category(example.response_category, example.response_risk, maps.response_category, maps)
+    kept = len(targets["risk"]) - start
+    flagged = np.array(response.ends[:kept]) > onset
+    targets["branch"][start:] = RESPONSE
+    targets["risk"][start:] = np.where(flagged, risk, safe)
+    targets["category"][start:] = np.where(flagged, category, IGNORE)
+
+
+def _category(name: str | None, risk: str, names: Sequence[str], maps: LabelMaps) -> int:
+    """IGNORE for a safe row, and for a category the head of this side does not have."""
+    return names.index(name) if name in names and risk not in maps.safe else IGNORE
+
+
+def pack(lengths: Sequence[int], row_length: int, seed: int, open_rows: int = 32) -> list[list[int]]:
+    """First-fit of the samples, in an order drawn from `seed`, into rows of at most `row_length` tokens.
+
+    Only the last `open_rows` rows are tried, which keeps it linear. Raises BadInput for a sample longer than a row.
+    """
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        if lengths[index] > row_length:
+            raise BadInput(f"sample {index} has {lengths[index]} tokens: longer than a row of {row_length}")
+        tail = range(max(0, len(rows) - open_rows), len(rows))
+        fit = next((r for r in tail if room[r] >= lengths[index]), None)
+        if fit is None:
+            rows.append([index])
+            room.append(row_length - lengths[index])
+        else:
+            rows[fit].append(index)
+            room[fit] -= lengths[index]
+    return rows
+
+
+def collate(rows: Sequence[Sequence[int]], samples: Sequence[Encoded]) -> Batch:
+    """Packed rows as tensors [B, L]: input_ids, position_ids, segment, weight and every target.
+
+    `segment` numbers the samples of the batch (IGNORE on padding). Padding counts its own positions from 0, so it is
+    one more isolated sample; L is that of the longest row.
+    """
+    length = max(sum(len(samples[i]) for i in row) for row in rows)
+    names = list(samples[rows[0][0]].targets)
+    fills = {"input_ids": 0, "position_ids": 0, "segment": IGNORE, **dict.fromkeys(names, IGNORE)}
+    arrays = {name: np.full((len(rows), length), fill, dtype=np.int64) for name, fill in fills.items()}
+    weight = np.zeros((len(rows), length), dtype=np.float32)
+    segment = 0
+    for b, row in enumerate(rows):
+        at = 0
+        for index in row:
+            sample, span = samples[index], slice(at, at + len(samples[index]))
+            arrays["input_ids"][b, span] = sample.ids
+            arrays["position_ids"][b, span] = np.arange(len(sample))
+            arrays["segment"][b, span] = segment
+            weight[b, span] = sample.weight
+            for name in names:
+                arrays[name][b, span] = sample.targets[name]
+            segment, at = segment + 1, at + len(sample)
+        arrays["position_ids"][b, at:] = np.arange(length - at)
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**batch, "weight": torch.from_numpy(weight)}

@@ -1,0 +1,99 @@
+"""The generative guard: supervised fine-tuning of a chat model on the policy's moderation instruction.
+
+The loss falls on the answer only (METHOD.md §6), and logits are computed only there: with a vocabulary of 49k the
+output layer is a fifth of SmolLM2's multiplications, and an answer is a tenth of its row. With `train_layers` = k the
+embeddings (tied to the output layer in small models), the output layer and the lower layers stay frozen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from train.backbone import load_backbone, load_tokenizer, save_tokenizer
+from train.data import IGNORE, Batch, Encoded, GenExample, encode_gen
+from train.fit import FitConfig, State
+from train.loss import answer_loss
+from train.trunk import cut, freeze_below, run
+
+
+@dataclass(frozen=True)
+class GenConfig(FitConfig):
+    """Training of a generative guard; see FitConfig."""
+
+
+class GenModule(nn.Module):
+    """What is trained: the upper part (all of it without a cut) and the output layer, frozen with a cut."""
+
+    def __init__(self, upper: nn.Module, lm_head: nn.Module) -> None:
+        super().__init__()
+        self.upper, self.lm_head = upper, lm_head
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [N, V] at the N labelled positions."""
+        inputs = {"inputs_embeds": batch["hidden"]} if "hidden" in batch else {"input_ids": batch["input_ids"]}
+        if "hidden" in batch:
+            inputs["inputs_embeds"] = inputs["inputs_embeds"].to(next(self.upper.parameters()).dtype)
+        hidden_BLD = run(self.upper, batch["position_ids"], **inputs)
+        return self.lm_head(hidden_BLD[batch["labels"] != IGNORE])
+
+
+class GenTask:
+    """How a generative guard is encoded, built, scored and saved."""
+
+    def __init__(self, config: GenConfig) -> None:
+        if config.train_layers == 0:
+            raise ValueError("a generative guard has no head of its own: train_layers must not be 0")
+        self.config = config
+        self.tokenizer = load_tokenizer(config.backbone)
+        self.lower: nn.Module | None = None
+        self.names: dict[str, str] = {}
+
+    def encode(self, examples: Sequence[GenExample]) -> tuple[list[Encoded], list[int]]:
+        """Samples, and the indices of the examples they come from; those longer than `max_length` are left out."""
+        samples = [encode_gen(example, self.tokenizer) for example in examples]
+        kept = [i for i, sample in enumerate(samples) if len(sample) <= self.config.max_length]
+        return [samples[i] for i in kept], kept
+
+    def label(self, example: GenExample) -> str:
+        """The class of an example, for balancing."""
+        return example.label or example.answer.splitlines()[0]
+
+    def mass(self, sample: Encoded) -> float:
+        """Weighted count of answer tokens."""
+        return sample.weight * float((sample.targets["labels"] != IGNORE).sum())
+
+    def whole(self) -> nn.Module:
+        """The backbone as it is before training."""
+        return load_backbone(AutoModelForCausalLM, self.config)
+
+    def build(self) -> nn.Module:
+        """A fresh trainable module; `lower` becomes the frozen part, if any."""
+        model = self.whole()
+        full_names = {id(parameter): name for name, parameter in model.named_parameters()}
+        upper = model.get_decoder()
+        if self.config.train_layers is not None:
+            model.requires_grad_(False)
+            freeze_below(model.get_decoder(), self.config.train_layers)
+            halves = cut(model.get_decoder(), self.config.train_layers)
+            self.lower, upper = halves.lower, halves.upper
+        module = GenModule(upper, model.get_output_embeddings())
+        self.names = {name: full_names[id(parameter)] for name, parameter in module.named_parameters()}
+        return module
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Summed loss of a batch's answer tokens."""
+        asked = batch["labels"] != IGNORE
+        return answer_loss(module(batch), batch["labels"][asked], batch["weight"][asked])
+
+    def save(self, state: State, folder: Path) -> None:
+        """Writes model and tokenizer, ours in chat template, so that AutoModelForCausalLM loads them."""
+        model = self.whole()
+        model.load_state_dict({self.names[name]: tensor for name, tensor in state.items()}, strict=False)
+        if self.config.bf16:
+            model = model.to(torch.bfloat16)
+        model.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)

@@ -1,0 +1,141 @@
+"""Training of the streaming guard: heads over a frozen, partly frozen or fully trained backbone.
+
+`train_layers` = 0 caches the backbone's last hidden states once and trains the heads on them in seconds; k trains the
+top k layers as well, None all of it. Logits are computed at labelled positions only. Losses: METHOD.md §6.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from train.backbone import load_backbone, load_tokenizer, save_tokenizer
+from train.data import IGNORE, QUERY, RESPONSE, Batch, Encoded, LabelMaps, StreamExample, encode_stream
+from train.fit import FitConfig, State
+from train.loss import sample_means, token_loss
+from train.stream_model import StreamGuard, StreamGuardConfig, label_maps
+from train.trunk import cut, freeze_below, run
+
+SIDES = {QUERY: "query_", RESPONSE: ""}
+HEADS = ("risk_level_category_pre", "risk_level_category_layernorm", "risk_level_head", "category_head")
+
+
+@dataclass(frozen=True)
+class StreamConfig(FitConfig):
+    """Training of a streaming guard: FitConfig, and what the heads say (names in the policy's words).
+
+    `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading.
+    """
+
+    risks: tuple[str, ...] = ("Safe", "Unsafe", "Controversial")
+    response_categories: tuple[str, ...] = ()
+    query_categories: tuple[str, ...] = ()
+    safe: tuple[str, ...] = ("Safe",)
+    strict: tuple[str, ...] = ("Unsafe", "Controversial")
+    loose: tuple[str, ...] = ("Unsafe",)
+    inner_size: int = 512
+
+    @property
+    def maps(self) -> LabelMaps:
+        """The heads' classes, in the published order where the names are the published ones."""
+        return label_maps(
+            self.risks, self.response_categories, self.query_categories, self.safe, self.strict, self.loose
+        )
+
+
+class StreamModule(nn.Module):
+    """What is trained: the upper part, if any of the backbone is, and both branches of heads."""
+
+    def __init__(self, guard: StreamGuard, upper: nn.Module | None) -> None:
+        super().__init__()
+        self.upper = upper
+        for side in SIDES.values():
+            for head in HEADS:
+                self.add_module(side + head, guard.get_submodule(side + head))
+
+    def forward(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """For each branch, risk and category logits [N, classes] at its N labelled positions."""
+        hidden = batch.get("hidden")
+        dtype = self.risk_level_head.weight.dtype
+        if self.upper is not None and hidden is not None:
+            hidden = run(self.upper, batch["position_ids"], inputs_embeds=hidden.to(dtype))
+        elif hidden is None:
+            hidden = run(self.upper, batch["position_ids"], input_ids=batch["input_ids"])
+        return {
+            branch: StreamGuard.heads(self, hidden[batch["branch"] == branch].to(dtype), side)
+            for branch, side in SIDES.items()
+        }
+
+
+class StreamTask:
+    """How a streaming guard is encoded, built, scored and saved."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.config = config
+        self.tokenizer = load_tokenizer(config.backbone)
+        self.maps = config.maps
+        self.safe = [self.maps.risk.index(name) for name in self.maps.safe]
+        self.lower: nn.Module | None = None
+        self.names: dict[str, str] = {}
+
+    def encode(self, examples: Sequence[StreamExample]) -> tuple[list[Encoded], list[int]]:
+        """Samples and the examples' indices; those with nothing labelled within `max_length` are left out."""
+        samples = [encode_stream(example, self.tokenizer, self.maps, self.config.max_length) for example in examples]
+        kept = [i for i, sample in enumerate(samples) if (sample.targets["branch"] != IGNORE).any()]
+        return [samples[i] for i in kept], kept
+
+    def label(self, example: StreamExample) -> str:
+        """The class of an example, for balancing."""
+        return f"{example.query_risk}/{example.response_risk}"
+
+    def mass(self, sample: Encoded) -> float:
+        """A sample counts its weight, whatever its length."""
+        return sample.weight
+
+    def whole(self) -> StreamGuard:
+        """Backbone and fresh heads, the same for the same seed."""
+        backbone = load_backbone(AutoModel, self.config)
+        torch.manual_seed(self.config.seed)
+        with torch.device("meta"):
+            guard = StreamGuard(StreamGuardConfig.for_policy(backbone.config, self.maps, self.config.inner_size))
+        guard.model = backbone
+        std = getattr(backbone.config, "initializer_range", 0.02)
+        for side in SIDES.values():
+            for head in HEADS:
+                module = guard.get_submodule(side + head).to_empty(device="cpu").to(backbone.dtype)
+                with torch.no_grad():
+                    module.weight.fill_(1.0) if "layernorm" in head else module.weight.normal_(0.0, std)
+        guard.config.dtype = backbone.dtype
+        return guard
+
+    def build(self) -> nn.Module:
+        """A fresh trainable module; `lower` becomes the frozen part, if any."""
+        guard = self.whole()
+        full_names = {id(parameter): name for name, parameter in guard.named_parameters()}
+        upper: nn.Module | None = guard.model
+        if self.config.train_layers is not None:
+            freeze_below(guard.model, self.config.train_layers)
+            halves = cut(guard.model, self.config.train_layers)
+            self.lower, upper = halves.lower, halves.upper
+        module = StreamModule(guard, upper)
+        self.names = {name: full_names[id(parameter)] for name, parameter in module.named_parameters()}
+        return module
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Summed loss of a batch: Lq + Lr per sample, times its weight."""
+        total = torch.zeros((), device=batch["risk"].device)
+        for branch, (risk_logits, category_logits) in module(batch).items():
+            here = batch["branch"] == branch
+            per_token = token_loss(risk_logits, category_logits, batch["risk"][here], batch["category"][here], self.safe)
+            total = total + sample_means(per_token, batch["segment"][here], batch["weight"][here])
+        return total
+
+    def save(self, state: State, folder: Path) -> None:
+        """Writes the guard (published layout for Qwen3, else ours) and its tokenizer."""
+        guard = self.whole()
+        guard.load_state_dict({self.names[name]: tensor for name, tensor in state.items()}, strict=False)
+        guard.save_guard(folder)
+        save_tokenizer(self.tokenizer, folder)

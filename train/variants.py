@@ -1,0 +1,121 @@
+"""Trains one guard and its controls in one go: same model, same order, other labels.
+
+The control of a training is itself with its labels dealt out at random among the examples (within a side, so that
+every answer keeps its form): what it scores is what the method scores without information. Variants share the
+process start-up and the frozen layers' features; each is built anew from the same weights and seed.
+"""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from train.batches import PackedBatches
+from train.data import Encoded, GenExample, StreamExample
+from train.fit import fit
+from train.gen import GenTask
+from train.stream_task import StreamTask
+from train.trunk import Features
+
+Task = GenTask | StreamTask
+CONTROL = "control"
+
+
+def shuffled_gen(examples: Sequence[GenExample], seed: int) -> list[GenExample]:
+    """Answers dealt out at random among examples whose answers have as many lines (one side's do)."""
+    out = list(examples)
+    for lines in sorted({example.answer.count("\n") for example in examples}):
+        places = [i for i, example in enumerate(examples) if example.answer.count("\n") == lines]
+        dealt = list(places)
+        random.Random(f"{seed}/{lines}").shuffle(dealt)
+        for place, source in zip(places, dealt, strict=True):
+            out[place] = replace(out[place], answer=examples[source].answer, label=examples[source].label)
+    return out
+
+
+def shuffled_stream(examples: Sequence[StreamExample], seed: int) -> list[StreamExample]:
+    """Labels dealt out at random per branch; an onset moves as a share of the response's length."""
+    out = list(examples)
+    for name in ("query", "response"):
+        places = [i for i, example in enumerate(examples) if getattr(example, f"{name}_risk") is not None]
+        dealt = list(places)
+        random.Random(f"{seed}/{name}").shuffle(dealt)
+        for place, source in zip(places, dealt, strict=True):
+            labels: dict[str, Any] = {
+                f"{name}_{what}": getattr(examples[source], f"{name}_{what}") for what in ("risk", "category")
+            }
+            if name == "response":
+                onset, length = examples[source].onset, max(1, len(examples[source].response))
+                share = None if onset is None else onset / length
+                labels["onset"] = None if share is None else int(share * len(examples[place].response))
+            out[place] = replace(out[place], **labels)
+    return out
+
+
+def train_variants(
+    task: Task,
+    variants: dict[str, Sequence[Any]],
+    folder: Path,
+    provenance: dict[str, Any],
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> None:
+    """Trains every variant and writes `folder/<name>`; all workers of the process group call it.
+
+    A folder that has its guardmill.json (written last) is done and is left as it is.
+    """
+    encoded = {name: task.encode(examples) for name, examples in variants.items()}
+    open_ = [name for name in variants if not (folder / name / "guardmill.json").is_file()]
+    features: Features | None = None
+    for name in open_:
+        samples, kept = encoded[name]
+        examples = [variants[name][i] for i in kept]
+        batches = PackedBatches(
+            samples, [e.group_id for e in examples], [task.label(e) for e in examples], task.mass, task.config
+        )
+        module = task.build()
+        if task.lower is not None and features is None:
+            features = _features(task, [s for each, _ in encoded.values() for s in each], folder / "features.f32")
+        if features is not None:
+            batches.use(features)
+        result = fit(lambda module=module: module, batches, task.loss, task.config, folder / f"{name}.resume", on_step)
+        if dist.get_rank() == 0:
+            dropped = len(variants[name]) - len(kept)
+            counts = {"examples": len(examples), "held_out": len(batches.held_samples), "left_out": dropped}
+            _write(task, result, counts, folder / name, {**provenance, "variant": name})
+        dist.barrier()
+    if dist.get_rank() == 0:
+        (folder / "features.f32").unlink(missing_ok=True)
+
+
+def _features(task: Task, samples: Sequence[Encoded], path: Path) -> Features:
+    lower = task.lower
+    assert isinstance(lower, nn.Module)
+    features = Features(path, samples, lower.config.hidden_size)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if rank == 0:
+        features.create()
+    dist.barrier()
+    features.fill(lower.eval(), rank, world)
+    dist.barrier()
+    return features
+
+
+def _write(task: Task, result: Any, counts: dict[str, int], folder: Path, provenance: dict[str, Any]) -> None:
+    """The checkpoint, its curve and, last of all, guardmill.json."""
+    began = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    task.save(result.state, folder)
+    lines = [json.dumps(entry) for entry in result.history]
+    (folder / "history.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    metrics = {**result.metrics, **counts, "save_seconds": time.monotonic() - began}
+    about = {"metrics": metrics, "config": asdict(task.config), "provenance": provenance}
+    (folder / "guardmill.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.rmtree(folder.parent / f"{folder.name}.resume", ignore_errors=True)
