@@ -1,0 +1,1 @@
+"""Pure labelling: verdicts, votes, controversy, distillation, rollout planning. No Ray, no models."""

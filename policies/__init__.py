@@ -1,0 +1,1 @@
+"""The written policies that ship with guardmill, as package data."""

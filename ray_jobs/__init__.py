@@ -1,0 +1,1 @@
+"""Everything that touches Ray, a model or storage; one file per job."""

@@ -1,0 +1,1 @@
+"""Pure text synthesis: the written policy, prompts, responses, near-duplicates, languages. No Ray, no models."""
