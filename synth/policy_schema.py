@@ -107,7 +107,7 @@ def read_yaml(path: Path) -> "Node":
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the file and its path. Its methods give the checked value or raise BadInput naming the path."""
+    """A value of the file and its path. Methods give the checked value or raise BadInput naming it."""
 
     file: str
     path: str

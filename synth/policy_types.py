@@ -77,7 +77,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Leaf:
-    """The taxonomy's smallest unit. `excludes`: its nearest safe neighbour; `guidance`: severity to sentence."""
+    """The taxonomy's smallest unit. `excludes`: the nearest safe text; `guidance`: severity to sentence."""
 
     id: str
     category: str
@@ -191,7 +191,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class GoldRow:
-    """A row of the gold set, labelled by hand. `turn`: the character of `response` where it turns, or None."""
+    """A row of the gold set, labelled by hand. `turn`: the character of `response` where it turns."""
 
     id: str
     group_id: str
