@@ -1,0 +1,193 @@
+"""A causal language model on torch: its tokenizer, its slot cache, and one forward primitive for every call."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ray_jobs.engine.cache import SlotCache
+from ray_jobs.engine.calls import Failure, Model, Prompt
+from ray_jobs.engine.weights import locate
+from synth.errors import BadInput
+
+# Special tokens that end a text in the chat formats at hand, whether or not the configuration names them.
+END_MARKS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>")
+PREFILL_TOKENS = (
+    4096  # tokens of one prefill pass: enough to fill the device, small enough for its activations
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs: device, dtype ("auto": bfloat16 where it is fast) and the bytes its cache may take."""
+
+    device: torch.device
+    dtype: torch.dtype
+    cache_bytes: int
+    slots: int
+
+
+def place(model: Model) -> Placement:
+    """Read the options device, dtype, threads, cache_gb and slots, and set torch's threads.
+
+    Ray gives a worker OMP_NUM_THREADS = its num_cpus (1): without `threads` a model would compute on one
+    core.
+    """
+    name = str(model.option("device", "cuda" if torch.cuda.is_available() else "cpu"))
+    on_cpu = name == "cpu"
+    if on_cpu:
+        torch.set_num_threads(int(model.option("threads", physical_cores())))
+    dtype = str(model.option("dtype", "float32" if on_cpu else "bfloat16"))
+    if dtype == "auto":
+        dtype = "bfloat16" if not on_cpu or torch.cpu._is_amx_tile_supported() else "float32"
+    cache_bytes = int(float(model.option("cache_gb", 1.0 if on_cpu else 8.0)) * 2**30)
+    slots = int(model.option("slots", 64 if on_cpu else 256))
+    return Placement(torch.device(name), getattr(torch, dtype), cache_bytes, slots)
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted twice where the system says so."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+class CausalLM:
+    """A loaded model. Raises BadInput, in one sentence, when the folder or name cannot be loaded as one."""
+
+    def __init__(self, model: Model) -> None:
+        transformers_logging.disable_progress_bar()
+        self.place = place(model)
+        self.is_base = model.kind == "base"
+        source, revision = locate(model.name), model.revision or None
+        try:
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=self.place.dtype, config=config
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BadInput(f"model {model.name!r} cannot be loaded as a language model: {cause}") from error
+        self.model.to(self.place.device).eval().requires_grad_(False)
+        self.config = self.model.config.get_text_config()
+        self.context = self._context(model.name)
+        self.cache = SlotCache(self.config, self.place.dtype, self.place.device)
+        self.end_ids = self._end_ids()
+
+    def _context(self, name: str) -> int:
+        """The longest sequence; a sliding window bounds it, since within the window attention is full."""
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        if not kinds <= {"full_attention", "sliding_attention"}:
+            raise BadInput(
+                f"model {name!r} has layers of type {', '.join(sorted(kinds))}, which keep no plain cache"
+            )
+        context = int(getattr(self.config, "max_position_embeddings", 0) or 2048)
+        window = getattr(self.config, "sliding_window", None)
+        return min(context, window) if window and "sliding_attention" in kinds else context
+
+    def _end_ids(self) -> frozenset[int]:
+        stated = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = set(stated if isinstance(stated, list) else [stated]) | {self.tokenizer.eos_token_id}
+        special = set(self.tokenizer.all_special_tokens)
+        known = self.tokenizer.get_vocab()
+        ids |= {known[mark] for mark in END_MARKS if mark in known and mark in special}
+        added = self.tokenizer.added_tokens_decoder
+        ids |= {i for i, token in added.items() if token.special and token.content in END_MARKS}
+        return frozenset(i for i in ids if i is not None)
+
+    def encode(self, prompt: Prompt) -> list[int] | Failure:
+        """Token ids of a prompt. Messages go through the chat template; a last assistant turn is continued."""
+        if isinstance(prompt, str):
+            text, special = prompt, True
+        elif self.is_base or not self.tokenizer.chat_template:
+            return Failure("a model without a chat template was given messages instead of a text")
+        else:
+            continued = prompt[-1]["role"] == "assistant"
+            text, special = (
+                self.tokenizer.apply_chat_template(
+                    prompt,
+                    tokenize=False,
+                    add_generation_prompt=not continued,
+                    continue_final_message=continued,
+                ),
+                False,
+            )
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if not ids:
+            return Failure("the prompt is empty")
+        if len(ids) >= self.context:
+            return Failure(f"the prompt has {len(ids)} tokens, the model's context holds {self.context}")
+        return ids
+
+    def room(self, longest: int) -> int:
+        """How many slots of `longest` tokens the cache may have."""
+        return max(1, min(self.place.slots, self.place.cache_bytes // (self.cache.token_bytes * longest)))
+
+    def extend(
+        self, token_BQ: torch.Tensor, start_B: torch.Tensor, low: int = 0, logits: bool = True
+    ) -> torch.Tensor | None:
+        """Feed Q tokens to slots low … low+B-1, each from its own position; logits [B, Q, V] if asked for.
+
+        A query at position p attends to the positions 0 … p of its slot, whatever lies beyond.
+        """
+        rows, queries = token_BQ.shape
+        self.cache.aim(low, low + rows, start_B, queries)
+        position_BQ = start_B[:, None] + torch.arange(queries, device=start_B.device)
+        mask = None
+        if (
+            self.cache.level != 0 or queries == 1
+        ):  # from position 0 on, the model's own causal mask is cheaper
+            mask = self._mask(position_BQ[:1] if self.cache.level is not None else position_BQ)
+        network = self.model if logits else self.model.base_model
+        output = network(
+            input_ids=token_BQ, attention_mask=mask, position_ids=position_BQ,
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        return output.logits if logits else None
+
+    def _mask(self, position_BQ: torch.Tensor) -> torch.Tensor:
+        """Additive mask [B, 1, Q, width]: 0 up to a query's own position, the dtype's minimum beyond."""
+        key_W = torch.arange(self.cache.width, device=position_BQ.device)
+        hidden = key_W > position_BQ[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.place.dtype, device=position_BQ.device)
+        return mask.masked_fill_(hidden, torch.finfo(self.place.dtype).min)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], low: int) -> None:
+        """Put all but the last token of each prompt into the slots from `low` on; its logits come with the
+        last.
+
+        A prefix that all of them share (16 tokens or more) is computed once and copied.
+        """
+        shared = _shared_prefix(prompts)
+        shared = shared if shared >= 16 and len(prompts) > 1 else 0
+        if shared:
+            self._feed([prompts[0][:shared]], low, 0)
+            self.cache.copy(low, slice(low + 1, low + len(prompts)), shared)
+        at = 0
+        while at < len(prompts):
+            longest = max(1, len(prompts[at]) - 1 - shared)
+            size = max(1, PREFILL_TOKENS // longest)
+            self._feed([prompt[shared:-1] for prompt in prompts[at : at + size]], low + at, shared)
+            at += size
+
+    def _feed(self, rows: Sequence[Sequence[int]], low: int, start: int) -> None:
+        longest = max(map(len, rows))
+        if not longest:
+            return
+        token_BQ = self.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+        self.extend(token_BQ, torch.full((len(rows),), start, device=self.place.device), low, logits=False)
+
+    def tensor(self, values: object) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.place.device)
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the prefix common to all prompts, each prompt's last token not counted."""
+    first, last = min(prompts), max(prompts)
+    limit = min(len(prompt) for prompt in prompts) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))

@@ -1,0 +1,88 @@
+"""Probabilities of stated continuations from one prefill, without decoding or parsing.
+ The log-probability of a continuation is the sum over its tokens of log p(token | prompt, tokens before
+it); the probabilities returned are the softmax of those sums over the continuations asked about (no length
+normalisation). The prompt is prefilled once. All first tokens are read from the logits at its end; further
+tokens are fed to the same slot right behind the prompt, one continuation over the other: nothing is copied.
+Prompt and continuation are tokenized apart, so a continuation that follows a space should begin with it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ray_jobs.engine.calls import Failure, Prompt, Scores
+from ray_jobs.engine.causal import CausalLM
+
+LOGIT_ROWS = 512  # positions whose logits (a vocabulary each) are held at once
+
+
+def score(
+    lm: CausalLM, prompts: Sequence[Prompt], continuations: Sequence[tuple[str, ...]],
+    progress: Callable[[], None] = lambda: None,
+) -> list[Scores | Failure]:  # fmt: skip
+    """For each prompt, the probabilities of its own continuations."""
+    results: list[Scores | Failure | None] = [None] * len(prompts)
+    rows: list[tuple[int, list[int], list[list[int]]]] = []
+    for i, (prompt, texts) in enumerate(zip(prompts, continuations, strict=True)):
+        ids = lm.encode(prompt)
+        endings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        if isinstance(ids, Failure):
+            results[i] = ids
+        elif not endings or not all(endings):
+            results[i] = Failure("there is no continuation to score, or an empty one")
+        elif len(ids) + max(map(len, endings)) > lm.context:
+            results[i] = Failure(f"prompt and continuation exceed the model's context of {lm.context} tokens")
+        else:
+            rows.append((i, ids, endings))
+    rows.sort(key=lambda row: (-len(row[1]), row[1], row[0]))
+    with torch.inference_mode():
+        while rows:
+            longest = len(rows[0][1]) + max(len(ending) for row in rows for ending in row[2])
+            batch, rows = rows[: lm.room(longest)], rows[lm.room(longest) :]
+            lm.cache.shape(len(batch), longest)
+            for (i, ids, _), logs in zip(batch, _log_probabilities(lm, batch), strict=True):
+                results[i] = Scores(tuple(_softmax(logs)), False, len(ids))
+            progress()
+    return results  # type: ignore[return-value]
+
+
+def _softmax(logs: Sequence[float]) -> list[float]:
+    weights = np.exp(np.array(logs) - max(logs))
+    return (weights / weights.sum()).tolist()
+
+
+def _log_probabilities(
+    lm: CausalLM, batch: list[tuple[int, list[int], list[list[int]]]]
+) -> list[list[float]]:
+    """Summed log-probabilities per row and continuation."""
+    prompts = [ids for _, ids, _ in batch]
+    lm.prefill(prompts, 0)
+    first_BV = _log_softmax(
+        lm, lm.tensor([[ids[-1]] for ids in prompts]), lm.tensor([len(p) - 1 for p in prompts])
+    )
+    logs = [
+        [float(first_BV[row, 0, ending[0]]) for ending in endings]
+        for row, (_, _, endings) in enumerate(batch)
+    ]
+    for k in range(max(len(endings) for _, _, endings in batch)):
+        endings = [row[2][k] if k < len(row[2]) else row[2][0] for row in batch]
+        queries = max(map(len, endings)) - 1
+        if queries == 0:
+            continue
+        size = max(1, LOGIT_ROWS // queries)
+        for low in range(0, len(batch), size):
+            part = endings[low : low + size]
+            token_BQ = lm.tensor([(ending[:-1] + [0] * queries)[:queries] for ending in part])
+            start_B = lm.tensor([len(ids) for ids in prompts[low : low + size]])
+            log_BQV = _log_softmax(lm, token_BQ, start_B, low)
+            for row, ending in enumerate(part):
+                if k < len(logs[low + row]):
+                    logs[low + row][k] += sum(float(log_BQV[row, q, t]) for q, t in enumerate(ending[1:]))
+    return logs
+
+
+def _log_softmax(lm: CausalLM, token_BQ: torch.Tensor, start_B: torch.Tensor, low: int = 0) -> torch.Tensor:
+    logits = lm.extend(token_BQ, start_B, low)
+    assert logits is not None
+    return torch.log_softmax(logits.float(), dim=-1)
