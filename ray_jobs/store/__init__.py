@@ -14,6 +14,7 @@ from ray_jobs.store.diff import Diff
 from ray_jobs.store.digest import row_digests
 from ray_jobs.store.lineage import LineageRow
 from ray_jobs.store.provenance import Busy, Provenance, StoreError, TableVersion
+from ray_jobs.store.pull import verify_pull
 from ray_jobs.store.store import Store
 from ray_jobs.store.tables import table_schema
 
@@ -27,4 +28,5 @@ __all__ = [
     "TableVersion",
     "row_digests",
     "table_schema",
+    "verify_pull",
 ]

@@ -70,5 +70,6 @@ unless a source was imported. They are made to train and test safeguards: some a
 
 
 def _code(text: str) -> str:
-    """Text as inline code, on one line: generated text stays data."""
-    return "`" + (" ".join(text.split()).replace("`", "'") or "none") + "`"
+    """Text as inline code, on one line and without control characters: generated text stays data."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return "`" + (" ".join(printable.split()).replace("`", "'") or "none") + "`"

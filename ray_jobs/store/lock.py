@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs.store.provenance import Busy, storage_errors, utc_now
+from ray_jobs.store.provenance import Busy, StoreError, storage_errors, utc_now
 from ray_jobs.store.root import Root
 
 BEAT_SECONDS = 15.0
@@ -69,8 +69,8 @@ def _hold_claim(root: Root) -> Iterator[None]:
         if attempt == _TRIES - 1:
             raise _busy(root, (record or b"").decode())
         time.sleep(random.random())
-    done = threading.Event()
-    beat = threading.Thread(target=_keep_alive, args=(root, mine, done), daemon=True)
+    done, lost = threading.Event(), threading.Event()
+    beat = threading.Thread(target=_keep_alive, args=(root, mine, done, lost), daemon=True)
     beat.start()
     try:
         yield
@@ -78,6 +78,10 @@ def _hold_claim(root: Root) -> Iterator[None]:
         done.set()
         beat.join()
         root.delete(mine)
+    if lost.is_set():
+        raise StoreError(
+            f"{root.address} could not be reached for {DEAD_SECONDS:.0f} s: another run may be using it"
+        )
 
 
 def _live_claim(root: Root, mine: str) -> str | None:
@@ -88,9 +92,17 @@ def _live_claim(root: Root, mine: str) -> str | None:
     return min(live, default=None)
 
 
-def _keep_alive(root: Root, mine: str, done: threading.Event) -> None:
+def _keep_alive(root: Root, mine: str, done: threading.Event, lost: threading.Event) -> None:
+    """Beats until `done`; sets `lost` when others had to take the claim for dead."""
+    beaten = time.monotonic()
     while not done.wait(BEAT_SECONDS):
-        root.put_json(mine, _holder())
+        try:
+            root.put_json(mine, _holder())
+        except StoreError:  # storage may come back: only a gap as long as a death counts
+            if time.monotonic() - beaten > DEAD_SECONDS:
+                lost.set()
+        else:
+            beaten = time.monotonic()
 
 
 def _holder() -> dict[str, object]:

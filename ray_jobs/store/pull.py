@@ -45,7 +45,7 @@ def pull_version(store: "Store", ref: str, folder: Path, format: str) -> dict[st
     with storage_errors(f"pull {at.ref} into {folder}"):
         earlier = _earlier_parts(folder, head)
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        _write_json(folder / _PROGRESS, head | {"files": []})
+        _write_json(folder / _PROGRESS, head | {"files": earlier})
         (folder / _MANIFEST).unlink(missing_ok=True)
         files = _parts(store, at, folder, head, earlier)
         if format == "lance":
@@ -95,7 +95,10 @@ def _parts(
     """Writes the parts that are missing; progress is on disk after each."""
     whole = {part["first_row"]: part for part in earlier}
     files: list[dict[str, Any]] = []
-    for first in range(0, max(at.rows, 1), PART_ROWS):
+    least = (
+        0 if head["format"] == "lance" else 1
+    )  # an empty version has one empty file, but no Lance fragment
+    for first in range(0, max(at.rows, least), PART_ROWS):
         if first not in whole:
             rows = _verified(store, at, first)
             path, extra = _write_part(folder, head["format"], first // PART_ROWS, rows)
@@ -126,8 +129,6 @@ def _write_part(folder: Path, format: str, number: int, rows: pa.Table) -> tuple
         from lance.fragment import write_fragments
 
         uri = str(folder / "data" / "table.lance")
-        if rows.num_rows == 0:
-            raise BadInput("an empty version cannot be pulled as lance: use parquet")
         (fragment,) = write_fragments(rows, uri, schema=rows.schema, mode="overwrite")
         return f"data/table.lance/data/{fragment.files[0].path}", {"fragment": fragment.to_json()}
     path = folder / "data" / f"part-{number:05d}.{format}"
@@ -153,13 +154,17 @@ def _plain(value: Any) -> str:
 
 
 def _finish_lance(folder: Path, schema: pa.Schema, files: list[dict[str, Any]]) -> None:
-    """Commits the parts as version 1 of a table of its own."""
+    """Commits the parts as version 1 of a table of its own, and removes parts that a broken pull left."""
     lance = lance_module()
     from lance.fragment import FragmentMetadata
 
     table = folder / "data" / "table.lance"
     for leftover in ("_versions", "_transactions"):
         shutil.rmtree(table / leftover, ignore_errors=True)
+    listed = {folder / part["path"] for part in files}
+    for data_file in table.glob("data/*"):
+        if data_file not in listed:
+            data_file.unlink()
     fragments = [FragmentMetadata.from_json(json.dumps(part["fragment"])) for part in files]
     lance.LanceDataset.commit(str(table), lance.LanceOperation.Overwrite(schema, fragments))
 

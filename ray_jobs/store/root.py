@@ -46,14 +46,16 @@ class Root:
 
     @cached_property
     def fs(self) -> pafs.FileSystem:
-        """The Arrow file system that `path` belongs to."""
+        """The Arrow file system that `path` belongs to. Delayed opening makes a small S3 file one PUT."""
         if self.is_local:
             return pafs.LocalFileSystem()
         endpoint = _endpoint()
         if not endpoint:
-            return pafs.S3FileSystem(region=_region())
+            return pafs.S3FileSystem(region=_region(), allow_delayed_open=True)
         scheme, _, host = endpoint.rpartition("://")
-        return pafs.S3FileSystem(region=_region(), endpoint_override=host, scheme=scheme or "https")
+        return pafs.S3FileSystem(
+            region=_region(), endpoint_override=host, scheme=scheme or "https", allow_delayed_open=True
+        )
 
     @property
     def storage_options(self) -> dict[str, str] | None:

@@ -54,7 +54,7 @@ class Store:
 
     def find(self, name: str, identity: str) -> TableVersion | None:
         """The newest version of a table that a step of this identity made; None when there is none."""
-        if name not in self.tables():
+        if not versions.exists(self.files, name):
             return None
         return next((v for v in self.log(name) if v.provenance.identity == identity), None)
 
@@ -162,6 +162,10 @@ class Store:
     def get_json(self, path: str) -> Any:
         """The record at a path; None when there is none."""
         return self.files.get_json(path)
+
+    def remove_json(self, path: str) -> None:
+        """Removes the record at a path, if it is there."""
+        self.files.delete(path)
 
     def list_json(self, prefix: str) -> list[str]:
         """Paths of the records under a folder, sorted; each is what `get_json` takes."""

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -180,13 +181,14 @@ def _ids(root: Root, name: str, fragments: list[str]) -> pa.ChunkedArray:
     lance_module()
     from lance.file import LanceFileReader
 
-    chunks: list[pa.Array] = []
-    with storage_errors(f"read the new fragments of table {name}"):
-        for text in fragments:
-            for file in json.loads(text)["files"]:
-                uri = f"{root.uri(folder(name))}/data/{file['path']}"
-                reader = LanceFileReader(uri, storage_options=root.storage_options, columns=["id"])
-                chunks.extend(reader.read_all().to_table().column("id").chunks)
+    def ids_in(path: str) -> list[pa.Array]:
+        uri = f"{root.uri(folder(name))}/data/{path}"
+        reader = LanceFileReader(uri, storage_options=root.storage_options, columns=["id"])
+        return reader.read_all().to_table().column("id").chunks
+
+    paths = [file["path"] for text in fragments for file in json.loads(text)["files"]]
+    with storage_errors(f"read the new fragments of table {name}"), ThreadPoolExecutor(8) as pool:
+        chunks = [chunk for found in pool.map(ids_in, paths) for chunk in found]
     return pa.chunked_array(chunks, pa.string())
 
 
