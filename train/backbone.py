@@ -24,7 +24,9 @@ def load_backbone(auto_class: Any, config: FitConfig) -> Any:
     """The backbone's weights in float32 (bfloat16 where the config trains so), under SDPA attention."""
     _check_folder(config.backbone)
     dtype = torch.bfloat16 if config.bf16 else torch.float32
-    return auto_class.from_pretrained(config.backbone, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+    return auto_class.from_pretrained(
+        config.backbone, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 
 from synth.errors import BadInput
 from synth.ids import stable_hash
-from train.data import Batch, Encoded, collate, pack
+from train.data import Encoded
 from train.fit import FitConfig, group_steps
 from train.trunk import Features
+from train.weave import Batch, collate, pack
 
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "full": 1.0}
 
@@ -68,12 +69,12 @@ class PackedBatches:
     def steps(self, epoch: int) -> list[list[Sequence[int]]]:
         """Rows packed anew for every epoch, in steps of about `batch_tokens`."""
         seed = self.config.seed * 1000 + epoch
-        rows = pack([len(sample) for sample in self.samples], self.row_length, seed)
+        rows = pack([sample.ids for sample in self.samples], self.row_length, seed)
         return group_steps(rows, max(1, round(self.config.batch_tokens / self.row_length)), seed)
 
     def held_out(self) -> list[list[int]]:
         """Packed rows of the held-out samples."""
-        return pack([len(sample) for sample in self.held_samples], self.row_length, 0)
+        return pack([sample.ids for sample in self.held_samples], self.row_length, 0)
 
     def load(self, rows: Sequence[Sequence[int]], held_out: bool = False) -> Batch:
         """Tensors of some rows, with `hidden` [B, L, D] where features are stored."""

@@ -1,4 +1,4 @@
-"""Rows become token sequences with targets, and sequences become packed rows.
+"""Rows become token sequences with targets (packing them into rows is train/weave.py).
 
 Conversations are laid out in ChatML, as Qwen and SmolLM write it: `<|im_start|>role\\n…<|im_end|>\\n` per message.
 Every piece of content is tokenized on its own with its special tokens split, so a text that spells `<|im_end|>`
@@ -8,17 +8,12 @@ cannot end its turn. Targets stand at the position that *predicts* or *carries* 
 - Stream: `branch` says which pair of heads a position trains (0 query, 1 response), `risk` and `category` what they
   should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the last response are
   Safe before the onset and carry the sample's label from it on (METHOD: token labels).
-
-Packing is first-fit over a seeded order. Samples in one row are told apart by position ids that restart at 0;
-under SDPA that isolates them only without an attention mask and with `use_cache=False`.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from synth.errors import BadInput
 
@@ -30,7 +25,6 @@ CHAT_TEMPLATE = (
 )
 
 Message = Mapping[str, str]
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,9 @@ def special_id(tokenizer, token: str) -> int:
     """The id of a ChatML marker; BadInput where the tokenizer has none."""
     index = tokenizer.convert_tokens_to_ids(token)
     if index is None or index == tokenizer.unk_token_id:
-        raise BadInput(f"the tokenizer of {tokenizer.name_or_path!r} has no {token} token: not a ChatML backbone")
+        raise BadInput(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no {token} token: not a ChatML backbone"
+        )
     return index
 
 
@@ -148,7 +144,9 @@ def encode_stream(example: StreamExample, tokenizer, maps: LabelMaps, max_length
     if example.query_risk is not None and query < len(ids):
         targets["branch"][query] = QUERY
         targets["risk"][query] = maps.risk_index(example.query_risk, f"example {example.id}")
-        targets["category"][query] = _category(example.query_category, example.query_risk, maps.query_category, maps)
+        targets["category"][query] = _category(
+            example.query_category, example.query_risk, maps.query_category, maps
+        )
     if response is not None and head_length < len(ids):
         _response_targets(targets, head_length, response, example, maps)
     return Encoded(np.array(ids, dtype=np.int64), targets)
@@ -193,54 +191,3 @@ def _response_targets(
 def _category(name: str | None, risk: str, names: Sequence[str], maps: LabelMaps) -> int:
     """IGNORE for a safe row, and for a category the head of this side does not have."""
     return names.index(name) if name in names and risk not in maps.safe else IGNORE
-
-
-def pack(lengths: Sequence[int], row_length: int, seed: int, open_rows: int = 32) -> list[list[int]]:
-    """First-fit of the samples, in an order drawn from `seed`, into rows of at most `row_length` tokens.
-
-    Only the last `open_rows` rows are tried, which keeps it linear. Raises BadInput for a sample longer than a row.
-    """
-    order = list(range(len(lengths)))
-    random.Random(seed).shuffle(order)
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in order:
-        if lengths[index] > row_length:
-            raise BadInput(f"sample {index} has {lengths[index]} tokens: longer than a row of {row_length}")
-        tail = range(max(0, len(rows) - open_rows), len(rows))
-        fit = next((r for r in tail if room[r] >= lengths[index]), None)
-        if fit is None:
-            rows.append([index])
-            room.append(row_length - lengths[index])
-        else:
-            rows[fit].append(index)
-            room[fit] -= lengths[index]
-    return rows
-
-
-def collate(rows: Sequence[Sequence[int]], samples: Sequence[Encoded]) -> Batch:
-    """Packed rows as tensors [B, L]: input_ids, position_ids, segment, weight and every target.
-
-    `segment` numbers the samples of the batch (IGNORE on padding). Padding counts its own positions from 0, so it is
-    one more isolated sample; L is that of the longest row.
-    """
-    length = max(sum(len(samples[i]) for i in row) for row in rows)
-    names = list(samples[rows[0][0]].targets)
-    fills = {"input_ids": 0, "position_ids": 0, "segment": IGNORE, **dict.fromkeys(names, IGNORE)}
-    arrays = {name: np.full((len(rows), length), fill, dtype=np.int64) for name, fill in fills.items()}
-    weight = np.zeros((len(rows), length), dtype=np.float32)
-    segment = 0
-    for b, row in enumerate(rows):
-        at = 0
-        for index in row:
-            sample, span = samples[index], slice(at, at + len(samples[index]))
-            arrays["input_ids"][b, span] = sample.ids
-            arrays["position_ids"][b, span] = np.arange(len(sample))
-            arrays["segment"][b, span] = segment
-            weight[b, span] = sample.weight
-            for name in names:
-                arrays[name][b, span] = sample.targets[name]
-            segment, at = segment + 1, at + len(sample)
-        arrays["position_ids"][b, at:] = np.arange(length - at)
-    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {**batch, "weight": torch.from_numpy(weight)}

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from train.data import Batch
+from train.weave import Batch
 
 State = dict[str, torch.Tensor]
 
@@ -44,7 +44,9 @@ class FitConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     max_grad_norm: float = 1.0
-    micro_tokens: int | None = None  # tokens per worker and forward step; None: the whole share of a step at once
+    micro_tokens: int | None = (
+        None  # tokens per worker and forward step; None: the whole share of a step at once
+    )
     bf16: bool = False
     eval_share: float = 0.1  # of the groups
     patience: int = 0  # epochs without a better held-out loss before stopping; 0: never stop, keep the last
@@ -121,7 +123,9 @@ def fit(
         elif config.patience and (worse := worse + 1) >= config.patience:
             break
     state = best[1] if best[1] is not None else full_state(engine, config.zero_stage)
-    result = FitResult(state, history, _metrics(engine, history, plan, batches, world, time.monotonic() - began))
+    result = FitResult(
+        state, history, _metrics(engine, history, plan, batches, world, time.monotonic() - began)
+    )
     engine.destroy()
     return result
 
@@ -135,10 +139,23 @@ def _micros(plan: Sequence[Sequence[Sequence[Sequence[int]]]], config: FitConfig
     return math.ceil(most / (world * rows_per_micro))
 
 
-def _engine(module: nn.Module, config: FitConfig, micros: int) -> Any:
+def _deepspeed() -> Any:
+    """DeepSpeed, imported late: it settles on an accelerator when it is imported.
+
+    On a CPU its start-up probes every C++ operator and compiles one for shared memory (35 s with a compiler, a
+    failure without); nothing here uses them, so it is told that there are none.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # late: it settles on an accelerator when it is imported
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    return deepspeed
+
+
+def _engine(module: nn.Module, config: FitConfig, micros: int) -> Any:
+    deepspeed = _deepspeed()
 
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -174,7 +191,9 @@ def _step(engine: Any, batches: Batches, rows: Any, loss_fn: Any, rate: float, m
     for micro in range(micros):
         mine = rows[micro * world + rank :: micros * world]
         # A worker without a row still takes part in every collective, with a loss of zero weight.
-        loss = loss_fn(engine, to_device(batches.load(mine or rows[:1]), engine.device)) * (1.0 if mine else 0.0)
+        loss = loss_fn(engine, to_device(batches.load(mine or rows[:1]), engine.device)) * (
+            1.0 if mine else 0.0
+        )
         # DeepSpeed averages over workers and micro steps; the sum over both is what the norm belongs to.
         engine.backward(loss * (world * micros / norm))
         engine.step()

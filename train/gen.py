@@ -14,10 +14,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
-from train.data import IGNORE, Batch, Encoded, GenExample, encode_gen
+from train.data import IGNORE, Encoded, GenExample, encode_gen
 from train.fit import FitConfig, State
 from train.loss import answer_loss
 from train.trunk import cut, freeze_below, run
+from train.weave import Batch
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class GenModule(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [N, V] at the N labelled positions."""
-        inputs = {"inputs_embeds": batch["hidden"]} if "hidden" in batch else {"input_ids": batch["input_ids"]}
         if "hidden" in batch:
-            inputs["inputs_embeds"] = inputs["inputs_embeds"].to(next(self.upper.parameters()).dtype)
-        hidden_BLD = run(self.upper, batch["position_ids"], **inputs)
-        return self.lm_head(hidden_BLD[batch["labels"] != IGNORE])
+            inputs = {"inputs_embeds": batch["hidden"].to(self.lm_head.weight.dtype)}
+        else:
+            inputs = {"input_ids": batch["input_ids"]}
+        hidden_BLD = run(self.upper, batch["position_ids"], batch["end"], **inputs)
+        return self.lm_head(hidden_BLD.flatten(0, 1)[batch["at"]])
 
 
 class GenTask:
@@ -86,8 +88,7 @@ class GenTask:
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Summed loss of a batch's answer tokens."""
-        asked = batch["labels"] != IGNORE
-        return answer_loss(module(batch), batch["labels"][asked], batch["weight"][asked])
+        return answer_loss(module(batch), batch["labels"], batch["weight"])
 
     def save(self, state: State, folder: Path) -> None:
         """Writes model and tokenizer, ours in chat template, so that AutoModelForCausalLM loads them."""

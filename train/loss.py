@@ -37,7 +37,9 @@ def token_loss(
     for index in safe:
         not_safe_N = not_safe_N & (risk_N != index)
     counted_N = torch.where(not_safe_N, category_N, torch.full_like(category_N, IGNORE))
-    category_term_N = F.cross_entropy(category_logits_NC.float(), counted_N, ignore_index=IGNORE, reduction="none")
+    category_term_N = F.cross_entropy(
+        category_logits_NC.float(), counted_N, ignore_index=IGNORE, reduction="none"
+    )
     return risk_term_N + category_term_N
 
 

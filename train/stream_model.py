@@ -93,7 +93,9 @@ class StreamGuardConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(backbone_config, Mapping):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config if backbone_config is not None else AutoConfig.for_model("qwen3")
+        self.backbone_config = (
+            backbone_config if backbone_config is not None else AutoConfig.for_model("qwen3")
+        )
         self.guard_inner_size = guard_inner_size
         self.response_risk_level_map = _string_keys(response_risk_level_map, PUBLISHED_RISKS)
         self.response_category_map = _string_keys(response_category_map, PUBLISHED_CATEGORIES)
@@ -106,7 +108,9 @@ class StreamGuardConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def for_policy(cls, backbone: PreTrainedConfig, maps: LabelMaps, guard_inner_size: int) -> "StreamGuardConfig":
+    def for_policy(
+        cls, backbone: PreTrainedConfig, maps: LabelMaps, guard_inner_size: int
+    ) -> "StreamGuardConfig":
         """A fresh guard's config over `backbone` with the classes of `maps`."""
         return cls(
             backbone_config=backbone.to_dict(),
@@ -187,8 +191,12 @@ class StreamGuard(PreTrainedModel):
         for side in ("", "query_"):
             self.add_module(f"{side}risk_level_category_pre", nn.Linear(hidden, inner, bias=False))
             self.add_module(f"{side}risk_level_category_layernorm", GuardRMSNorm(inner, eps))
-            self.add_module(f"{side}risk_level_head", nn.Linear(inner, sizes[f"num_{side}risk_level"], bias=False))
-            self.add_module(f"{side}category_head", nn.Linear(inner, sizes[f"num_{side}category"], bias=False))
+            self.add_module(
+                f"{side}risk_level_head", nn.Linear(inner, sizes[f"num_{side}risk_level"], bias=False)
+            )
+            self.add_module(
+                f"{side}category_head", nn.Linear(inner, sizes[f"num_{side}category"], bias=False)
+            )
         self.post_init()
 
     def heads(self, hidden: torch.Tensor, side: str = "") -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,7 +247,9 @@ class StreamGuard(PreTrainedModel):
 def is_published(folder: Any) -> bool:
     """Whether `folder` holds a checkpoint in the published layout."""
     path = Path(folder) / "config.json"
-    return path.is_file() and PUBLISHED in (json.loads(path.read_text(encoding="utf-8")).get("architectures") or [])
+    return path.is_file() and PUBLISHED in (
+        json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+    )
 
 
 def reads_as_published(config: StreamGuardConfig) -> bool:
@@ -260,12 +270,18 @@ def read_published_config(folder: Path) -> StreamGuardConfig:
             raise BadInput(f"{path}: {size} is {flat[size]}, but {name} has {len(flat[name])} classes")
     heads = {name: flat[name] for name in ("guard_inner_size", *MAPS)}
     backbone = {key: value for key, value in flat.items() if key not in (*heads, *SIZES, "architectures")}
-    return StreamGuardConfig(backbone_config=backbone, dtype=flat.get("dtype") or flat.get("torch_dtype"), **heads)
+    return StreamGuardConfig(
+        backbone_config=backbone, dtype=flat.get("dtype") or flat.get("torch_dtype"), **heads
+    )
 
 
 def published_config(config: StreamGuardConfig) -> dict[str, Any]:
     """The flat config of the published layout: the backbone's fields, then sizes and maps."""
-    flat = {**config.backbone_config.to_dict(), "architectures": [PUBLISHED], "dtype": str(config.dtype or "float32")}
+    flat = {
+        **config.backbone_config.to_dict(),
+        "architectures": [PUBLISHED],
+        "dtype": str(config.dtype or "float32"),
+    }
     flat["dtype"] = flat["dtype"].removeprefix("torch.")
     flat["guard_inner_size"] = config.guard_inner_size
     for size, name in zip(SIZES, MAPS, strict=True):

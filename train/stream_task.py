@@ -13,11 +13,12 @@ from torch import nn
 from transformers import AutoModel
 
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
-from train.data import IGNORE, QUERY, RESPONSE, Batch, Encoded, LabelMaps, StreamExample, encode_stream
+from train.data import IGNORE, QUERY, RESPONSE, Encoded, LabelMaps, StreamExample, encode_stream
 from train.fit import FitConfig, State
 from train.loss import sample_means, token_loss
 from train.stream_model import StreamGuard, StreamGuardConfig, label_maps
 from train.trunk import cut, freeze_below, run
+from train.weave import Batch
 
 SIDES = {QUERY: "query_", RESPONSE: ""}
 HEADS = ("risk_level_category_pre", "risk_level_category_layernorm", "risk_level_head", "category_head")
@@ -58,14 +59,17 @@ class StreamModule(nn.Module):
 
     def forward(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """For each branch, risk and category logits [N, classes] at its N labelled positions."""
-        hidden = batch.get("hidden")
         dtype = self.risk_level_head.weight.dtype
-        if self.upper is not None and hidden is not None:
-            hidden = run(self.upper, batch["position_ids"], inputs_embeds=hidden.to(dtype))
-        elif hidden is None:
-            hidden = run(self.upper, batch["position_ids"], input_ids=batch["input_ids"])
+        layout = (batch["position_ids"], batch["end"])
+        if "hidden" not in batch:
+            hidden = run(self.upper, *layout, input_ids=batch["input_ids"])
+        elif self.upper is not None:
+            hidden = run(self.upper, *layout, inputs_embeds=batch["hidden"].to(dtype))
+        else:
+            hidden = batch["hidden"].to(dtype)
+        labelled = hidden.flatten(0, 1)[batch["at"]]
         return {
-            branch: StreamGuard.heads(self, hidden[batch["branch"] == branch].to(dtype), side)
+            branch: StreamGuard.heads(self, labelled[batch["branch"] == branch], side)
             for branch, side in SIDES.items()
         }
 
@@ -83,7 +87,9 @@ class StreamTask:
 
     def encode(self, examples: Sequence[StreamExample]) -> tuple[list[Encoded], list[int]]:
         """Samples and the examples' indices; those with nothing labelled within `max_length` are left out."""
-        samples = [encode_stream(example, self.tokenizer, self.maps, self.config.max_length) for example in examples]
+        samples = [
+            encode_stream(example, self.tokenizer, self.maps, self.config.max_length) for example in examples
+        ]
         kept = [i for i, sample in enumerate(samples) if (sample.targets["branch"] != IGNORE).any()]
         return [samples[i] for i in kept], kept
 
@@ -100,7 +106,9 @@ class StreamTask:
         backbone = load_backbone(AutoModel, self.config)
         torch.manual_seed(self.config.seed)
         with torch.device("meta"):
-            guard = StreamGuard(StreamGuardConfig.for_policy(backbone.config, self.maps, self.config.inner_size))
+            guard = StreamGuard(
+                StreamGuardConfig.for_policy(backbone.config, self.maps, self.config.inner_size)
+            )
         guard.model = backbone
         std = getattr(backbone.config, "initializer_range", 0.02)
         for side in SIDES.values():
@@ -129,7 +137,9 @@ class StreamTask:
         total = torch.zeros((), device=batch["risk"].device)
         for branch, (risk_logits, category_logits) in module(batch).items():
             here = batch["branch"] == branch
-            per_token = token_loss(risk_logits, category_logits, batch["risk"][here], batch["category"][here], self.safe)
+            per_token = token_loss(
+                risk_logits, category_logits, batch["risk"][here], batch["category"][here], self.safe
+            )
             total = total + sample_means(per_token, batch["segment"][here], batch["weight"][here])
         return total
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from synth.errors import BadInput
-from train.data import Batch, Encoded, collate, pack
+from train.data import Encoded
+from train.weave import neighbours, path_mask, sorted_distinct, weave
 
 
 @dataclass(frozen=True)
@@ -76,34 +77,38 @@ def _check(backbone: nn.Module, halves: Cut) -> None:
     ids = torch.randint(0, backbone.config.vocab_size, (1, 8), generator=generator)
     ids = ids.to(next(backbone.parameters()).device)
     positions = torch.arange(8, device=ids.device).unsqueeze(0)
-    whole = run(backbone, positions, input_ids=ids)
-    parts = run(halves.upper, positions, inputs_embeds=run(halves.lower, positions, input_ids=ids))
+    ends = torch.full_like(positions, 8)
+    whole = run(backbone, positions, ends, input_ids=ids)
+    parts = run(
+        halves.upper, positions, ends, inputs_embeds=run(halves.lower, positions, ends, input_ids=ids)
+    )
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4):
         raise BadInput(
             f"a {backbone.config.model_type} backbone cannot be cut into a frozen and a trained part: train all of it"
         )
 
 
-def run(part: nn.Module, position_ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-    """Last hidden state [B, L, D] of packed rows; no mask and no cache, so that positions isolate the samples."""
-    return part(position_ids=position_ids, use_cache=False, **inputs).last_hidden_state
+def run(
+    part: nn.Module, position_ids: torch.Tensor, end: torch.Tensor, **inputs: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden state [B, L, D] of woven rows, each token seeing its own sample alone (train/weave.py)."""
+    mask = path_mask(end)
+    return part(position_ids=position_ids, attention_mask=mask, use_cache=False, **inputs).last_hidden_state
 
 
 class Features:
     """Hidden states of samples in one memory-mapped file, written in shards by the workers and read by all.
 
-    Samples with equal tokens share a place. Slots are laid out by the sorted order of their token bytes, so every
-    process computes the same layout without talking.
+    Samples are woven into one prefix tree, so tokens that share everything before them share one place (and one
+    computation per row). Every process computes the same layout without talking.
     """
 
     def __init__(self, path: Path, samples: Sequence[Encoded], width: int) -> None:
-        distinct = {sample.ids.tobytes(): sample for sample in samples}
         self.path, self.width = path, width
-        self.distinct = [distinct[key] for key in sorted(distinct)]
-        ends = np.cumsum([len(sample) for sample in self.distinct]) if self.distinct else np.zeros(1, int)
-        self.total = int(ends[-1])
-        starts = [int(end) - len(sample) for end, sample in zip(ends, self.distinct, strict=False)]
-        self._start = {sample.ids.tobytes(): start for sample, start in zip(self.distinct, starts, strict=True)}
+        self.samples = sorted_distinct([sample.ids for sample in samples])
+        whole = weave(self.samples)
+        self.total = len(whole.ids)
+        self._places = {ids.tobytes(): at for ids, at in zip(self.samples, whole.places, strict=True)}
 
     @property
     def bytes(self) -> int:
@@ -116,24 +121,21 @@ class Features:
         np.memmap(self.path, dtype=np.float32, mode="w+", shape=(self.total, self.width)).flush()
 
     @torch.no_grad()
-    def fill(self, lower: nn.Module, rank: int, world: int, row_length: int = 1024) -> int:
-        """Computes and writes this rank's share (every world-th row), in rows of like lengths; returns its tokens."""
+    def fill(self, lower: nn.Module, rank: int, world: int, row_length: int = 512) -> int:
+        """Computes and writes this rank's share (every world-th row of neighbours); returns the tokens computed."""
         store = np.memmap(self.path, dtype=np.float32, mode="r+", shape=(self.total, self.width))
         device = next(lower.parameters()).device
-        longest = max((len(sample) for sample in self.distinct), default=1)
-        rows = pack([len(sample) for sample in self.distinct], max(row_length, longest), seed=0)
         done = 0
-        for row in rows[rank::world]:
-            batch = collate([row], self.distinct)
-            ids, positions = batch["input_ids"].to(device), batch["position_ids"].to(device)
-            hidden = run(lower, positions, input_ids=ids)[0].float().cpu().numpy()
-            at = 0
-            for index in row:
-                sample = self.distinct[index]
-                start = self._start[sample.ids.tobytes()]
-                store[start : start + len(sample)] = hidden[at : at + len(sample)]
-                at += len(sample)
-            done += at
+        for row in neighbours(self.samples, row_length)[rank::world]:
+            woven = weave(row)
+            tensors = (
+                torch.from_numpy(a).unsqueeze(0).to(device) for a in (woven.ids, woven.depth, woven.end)
+            )
+            ids, depth, end = tensors
+            hidden = run(lower, depth, end, input_ids=ids)[0].float().cpu().numpy()
+            for sample, at in zip(row, woven.places, strict=True):
+                store[self._places[sample.tobytes()]] = hidden[at]
+            done += len(woven.ids)
         store.flush()
         return done
 
@@ -141,21 +143,13 @@ class Features:
         """The filled file, read-only."""
         return np.memmap(self.path, dtype=np.float32, mode="r", shape=(self.total, self.width))
 
-    def gather(self, store: np.memmap, rows: Sequence[Sequence[int]], samples: Sequence[Encoded]) -> torch.Tensor:
-        """Hidden states [B, L, D] of packed rows, zeros on padding."""
-        length = max(sum(len(samples[i]) for i in row) for row in rows)
-        out = np.zeros((len(rows), length, self.width), dtype=np.float32)
-        for b, row in enumerate(rows):
-            at = 0
-            for index in row:
-                sample = samples[index]
-                start = self._start[sample.ids.tobytes()]
-                out[b, at : at + len(sample)] = store[start : start + len(sample)]
-                at += len(sample)
+    def gather(
+        self, store: np.memmap, rows: Sequence[Sequence[int]], samples: Sequence[Encoded]
+    ) -> torch.Tensor:
+        """Hidden states [B, L, D] of rows as `collate` lays them out, zeros on padding."""
+        wovens = [weave([samples[i].ids for i in row]) for row in rows]
+        out = np.zeros((len(rows), max(len(w.ids) for w in wovens), self.width), dtype=np.float32)
+        for b, (row, woven) in enumerate(zip(rows, wovens, strict=True)):
+            for index, at in zip(row, woven.places, strict=True):
+                out[b, at] = store[self._places[samples[index].ids.tobytes()]]
         return torch.from_numpy(out)
-
-
-def hidden_of(batch: Batch, lower: nn.Module) -> torch.Tensor:
-    """The lower part's output for a batch that carries no stored features."""
-    with torch.no_grad():
-        return run(lower, batch["position_ids"], input_ids=batch["input_ids"])

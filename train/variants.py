@@ -81,10 +81,14 @@ def train_variants(
         )
         module = task.build()
         if task.lower is not None and features is None:
-            features = _features(task, [s for each, _ in encoded.values() for s in each], folder / "features.f32")
+            features = _features(
+                task, [s for each, _ in encoded.values() for s in each], folder / "features.f32"
+            )
         if features is not None:
             batches.use(features)
-        result = fit(lambda module=module: module, batches, task.loss, task.config, folder / f"{name}.resume", on_step)
+        result = fit(
+            lambda module=module: module, batches, task.loss, task.config, folder / f"{name}.resume", on_step
+        )
         if dist.get_rank() == 0:
             dropped = len(variants[name]) - len(kept)
             counts = {"examples": len(examples), "held_out": len(batches.held_samples), "left_out": dropped}
@@ -117,5 +121,7 @@ def _write(task: Task, result: Any, counts: dict[str, int], folder: Path, proven
     (folder / "history.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     metrics = {**result.metrics, **counts, "save_seconds": time.monotonic() - began}
     about = {"metrics": metrics, "config": asdict(task.config), "provenance": provenance}
-    (folder / "guardmill.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "guardmill.json").write_text(
+        json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     shutil.rmtree(folder.parent / f"{folder.name}.resume", ignore_errors=True)
