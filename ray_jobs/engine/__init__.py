@@ -1,13 +1,18 @@
 """The only door to a model.
- A recipe binds each role to a `Model`; a step asks `Engines.get(role)` for a client and calls it, from the
-driver or from any Ray task, without knowing which engine answers. A model is loaded once, into one named
-Ray actor that lives as long as the run, not as long as one dataset execution.
+
+A recipe binds each role to a `Model`; a step asks `Engines.get(role)` for a client and calls it, from the
+driver or from any Ray task, without knowing which engine answers. A model is loaded once, into one named Ray
+actor that lives as long as the run, not as long as one dataset execution.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from ray_jobs.engine.actor import Client, ModelActor, wait
+from ray_jobs.engine import head as heads
+from ray_jobs.engine.actor import ModelActor
 from ray_jobs.engine.calls import (
     Completion,
     Engine,
@@ -20,21 +25,21 @@ from ray_jobs.engine.calls import (
     Scores,
     TokenScores,
 )
-from ray_jobs.engine.weights import fingerprint
+from ray_jobs.engine.client import Client, HeadClient, wait
+from ray_jobs.engine.weights import IDENTITY_OPTIONS, fingerprint, form, locate
 from synth.errors import BadInput
 from synth.ids import stable_hash
 
 __all__ = [
-    "Client", "Completion", "Engine", "EngineDied", "Engines", "Failure", "Message", "Model", "Prompt", "Sampling",
-    "Scores", "TokenScores", "fingerprint",
+    "Client", "Completion", "Engine", "EngineDied", "Engines", "Failure", "Message", "Model", "Prompt",
+    "Sampling", "Scores", "TokenScores", "actor_name", "fingerprint",
 ]  # fmt: skip
 
 NAMESPACE = "guardmill"
 
 
 class Engines:
-    """The models of a run, by role. `cache_dir` holds converted weights (default: see
-    `weights.cache_folder`).
+    """The models of a run, by role. `cache_dir` holds converted weights (default: `weights.cache_folder`).
 
     It may be pickled into Ray tasks. An actor that the driver made ends with the driver; one that a task made
     ends with `shutdown()`.
@@ -48,37 +53,48 @@ class Engines:
     def __getstate__(self) -> dict[str, Any]:
         return {"roles": self.roles, "cache_dir": self.cache_dir, "clients": {}, "in_task": True}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
     def get(self, role: str) -> Client:
-        """The client of a role; its model is loaded at the first call for any role bound to it.
+        """The client of a role; its weights are loaded at the first call for any role that uses them.
 
         Raises BadInput for a role without a model and for a model that cannot be loaded; EngineDied when its
         process ended.
         """
         if role not in self.roles:
-            raise BadInput(
-                f"the recipe binds no model to the role {role!r} (it binds {', '.join(sorted(self.roles))})"
-            )
+            bound = ", ".join(sorted(self.roles)) or "nothing"
+            raise BadInput(f"the recipe binds no model to the role {role!r} (it binds {bound})")
         if role not in self.clients:
-            model = self.roles[role]
-            handle = self._actor(model)
-            if reason := wait(handle, handle.load.remote(), model):
-                raise BadInput(f"role {role!r}: {reason}")
-            self.clients[role] = Client(handle, model, role)
+            try:
+                self.clients[role] = self._client(self.roles[role])
+            except BadInput as error:
+                raise BadInput(f"role {role!r}: {error}") from error
         return self.clients[role]
 
-    def shutdown(self) -> None:
-        """End the actors of all roles, whoever made them."""
+    def take_usage(self) -> dict[str, int]:
+        """Calls and tokens of this object's clients since the last time it was asked."""
+        total: Counter[str] = Counter()
+        for client in self.clients.values():
+            total.update(client.usage)
+            client.usage = dict.fromkeys(client.usage, 0)
+        return dict(total)
+
+    def shutdown(self, keep: Collection[str] = ()) -> None:
+        """End the actors of all roles, whoever made them, but those named in `keep`."""
         import ray
 
-        for model in set(self.roles.values()):
-            try:
-                ray.kill(ray.get_actor(actor_name(model), namespace=NAMESPACE))
-            except ValueError:
-                continue  # never made, or gone already
-        self.clients = {}
+        for model in self.roles.values():
+            with suppress(BadInput, ValueError):  # it cannot be loaded, was never loaded, or is gone already
+                if (name := actor_name(model)) and name not in keep:
+                    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        self.clients = {role: c for role, c in self.clients.items() if actor_name(c.model) in keep}
+
+    def _client(self, model: Model) -> Client:
+        if form(model) == "head":
+            head, base = _head_and_base(model)
+            return HeadClient(head, self._client(base) if base else None, model)
+        handle = self._actor(model)
+        if reason := wait(handle, handle.load.remote(model), model):
+            raise BadInput(reason)
+        return Client(handle, model)
 
     def _actor(self, model: Model) -> Any:
         import ray
@@ -89,12 +105,30 @@ class Engines:
             "num_gpus": _gpus(model), "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000,
             "lifetime": "detached" if self.in_task else None, "runtime_env": {"env_vars": environment},
         }  # fmt: skip
-        return ray.remote(ModelActor).options(**options).remote(model)
+        return ray.remote(ModelActor).options(**options).remote()
 
 
 def actor_name(model: Model) -> str:
-    """One name per set of weights, kind and options: roles that agree in all three share an actor."""
-    return f"{model.engine}-{model.kind}-{stable_hash(fingerprint(model), model.options)}"
+    """One name per set of weights and way to run them: roles that agree in these share an actor, whether they
+    chat, continue a text or read a hidden layer. A head's is its base model's; "" for one that needs no
+    model."""
+    if model.kind == "head":
+        base = _head_and_base(model)[1]
+        return actor_name(base) if base else ""
+    runtime = sorted(option for option in model.options if option[0] not in IDENTITY_OPTIONS)
+    weights = fingerprint(replace(model, options=()))
+    return f"{model.engine}-{form(model)}-{stable_hash(weights, runtime)}"
+
+
+def _head_and_base(model: Model) -> tuple[heads.Head, Model | None]:
+    """A head and the model whose vectors it reads, run with the head's own options."""
+    head = heads.load(locate(model.name))
+    if head.base is None:
+        return head, None
+    if (found := fingerprint(head.base)) != head.base_fingerprint:
+        raise BadInput(f"head {model.name!r} was fitted on {head.base_fingerprint}, but {found} is at hand")
+    runtime = tuple(option for option in model.options if option[0] not in IDENTITY_OPTIONS)
+    return head, replace(head.base, options=head.base.options + runtime)
 
 
 def _gpus(model: Model) -> float:

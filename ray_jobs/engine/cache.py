@@ -1,5 +1,6 @@
 """A key-value cache of slots: one slab of memory, one slot per row, each row at its own length.
- Rows are right-padded: the tokens of slot s lie at 0 … length-1, so a position is written once and never
+
+Rows are right-padded: the tokens of slot s lie at 0 … length-1, so a position is written once and never
 moves. That gives what a growing cache cannot: no copy per step (transformers' DynamicCache re-allocates and
 copies the whole cache for every token), rows of different ages side by side (a free slot takes a new row at
 once, the idea of Orca's iteration-level scheduling), a shared prefix computed once and copied, and a
@@ -40,7 +41,8 @@ class SlotCache(Cache):
         self.kv = self.memory[:needed].view(shape)
 
     def aim(self, low: int, high: int, start_B: torch.Tensor, queries: int) -> None:
-        """Say where the next forward pass writes: slots low … high-1, `queries` tokens from start_B onwards."""
+        """Say where the next forward pass writes: slots low … high-1, `queries` tokens from start_B
+        onwards."""
         self.low, self.high, self.start_B, self.queries = low, high, start_B, queries
         starts = start_B.tolist()
         self.level = starts[0] if starts and min(starts) == max(starts) else None

@@ -48,7 +48,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. temperature 0 is greedy; top_k 0 sets no limit; a stop string ends a text and is cut off."""
+    """How to sample. temperature 0 is greedy; top_k 0 sets no limit; a stop string ends a text, cut off."""
 
     max_tokens: int = 64
     temperature: float = 1.0
@@ -97,6 +97,15 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """What an engine answers to `embed`: values [D] float32 and the tokens read; a client hands on the
+    values."""
+
+    values: np.ndarray
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A row that failed: the reason in one sentence, and what came back, if anything did."""
 
@@ -109,7 +118,7 @@ class EngineDied(RuntimeError):
 
 
 class Engine(Protocol):
-    """What every engine can do. A call that its kind of model cannot answer raises TypeError."""
+    """What a client of every engine can do. A call that its kind of model cannot answer raises TypeError."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]

@@ -1,4 +1,5 @@
-"""A causal language model on torch: its tokenizer, its slot cache, and one forward primitive for every call."""
+"""A causal language model on torch: its tokenizer, its slot cache, and one forward primitive for every
+call."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ PREFILL_TOKENS = (
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs: device, dtype ("auto": bfloat16 where it is fast) and the bytes its cache may take."""
+    """Where a model runs: device, dtype ("auto": bfloat16 where it is fast) and the bytes its cache may
+    take."""
 
     device: torch.device
     dtype: torch.dtype
@@ -62,7 +64,6 @@ class CausalLM:
     def __init__(self, model: Model) -> None:
         transformers_logging.disable_progress_bar()
         self.place = place(model)
-        self.is_base = model.kind == "base"
         source, revision = locate(model.name), model.revision or None
         try:
             config = AutoConfig.from_pretrained(source, revision=revision)
@@ -73,7 +74,7 @@ class CausalLM:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(f"model {model.name!r} cannot be loaded as a language model: {cause}") from error
-        self.model.to(self.place.device).eval().requires_grad_(False)
+        self.model.to(device=self.place.device).eval().requires_grad_(False)  # type: ignore[call-arg]
         self.config = self.model.config.get_text_config()
         self.context = self._context(model.name)
         self.cache = SlotCache(self.config, self.place.dtype, self.place.device)
@@ -93,30 +94,22 @@ class CausalLM:
     def _end_ids(self) -> frozenset[int]:
         stated = getattr(self.model.generation_config, "eos_token_id", None)
         ids = set(stated if isinstance(stated, list) else [stated]) | {self.tokenizer.eos_token_id}
-        special = set(self.tokenizer.all_special_tokens)
-        known = self.tokenizer.get_vocab()
-        ids |= {known[mark] for mark in END_MARKS if mark in known and mark in special}
         added = self.tokenizer.added_tokens_decoder
         ids |= {i for i, token in added.items() if token.special and token.content in END_MARKS}
         return frozenset(i for i in ids if i is not None)
 
-    def encode(self, prompt: Prompt) -> list[int] | Failure:
-        """Token ids of a prompt. Messages go through the chat template; a last assistant turn is continued."""
+    def encode(self, prompt: Prompt, chats: bool) -> list[int] | Failure:
+        """Token ids of a prompt, shorter than the context. A text is taken as it is; messages go through the
+        chat template if the model `chats` (a base model does not), and a last assistant turn is continued."""
         if isinstance(prompt, str):
             text, special = prompt, True
-        elif self.is_base or not self.tokenizer.chat_template:
+        elif not chats or not self.tokenizer.chat_template:
             return Failure("a model without a chat template was given messages instead of a text")
         else:
-            continued = prompt[-1]["role"] == "assistant"
-            text, special = (
-                self.tokenizer.apply_chat_template(
-                    prompt,
-                    tokenize=False,
-                    add_generation_prompt=not continued,
-                    continue_final_message=continued,
-                ),
-                False,
-            )
+            continued, special = prompt[-1]["role"] == "assistant", False
+            text = str(self.tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
+            ))  # fmt: skip
         ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         if not ids:
             return Failure("the prompt is empty")
@@ -157,7 +150,7 @@ class CausalLM:
         mask = torch.zeros(hidden.shape, dtype=self.place.dtype, device=position_BQ.device)
         return mask.masked_fill_(hidden, torch.finfo(self.place.dtype).min)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], low: int) -> None:
+    def prefill(self, prompts: Sequence[list[int]], low: int) -> None:
         """Put all but the last token of each prompt into the slots from `low` on; its logits come with the
         last.
 
@@ -186,7 +179,7 @@ class CausalLM:
         return torch.tensor(values, dtype=torch.long, device=self.place.device)
 
 
-def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def _shared_prefix(prompts: Sequence[list[int]]) -> int:
     """Length of the prefix common to all prompts, each prompt's last token not counted."""
     first, last = min(prompts), max(prompts)
     limit = min(len(prompt) for prompt in prompts) - 1

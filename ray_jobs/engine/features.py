@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ray_jobs.engine.calls import Failure, Model, Prompt
+from ray_jobs.engine.calls import Failure, Model, Prompt, Vector
 from ray_jobs.engine.causal import CausalLM, place
 from ray_jobs.engine.weights import locate
 from synth.errors import BadInput
@@ -29,24 +29,25 @@ class SentenceEmbedder:
 
     def embed(
         self, texts: Sequence[Prompt], progress: Callable[[], None] = lambda: None
-    ) -> tuple[list[np.ndarray | Failure], int]:
-        """One float32 vector per text, and the tokens read."""
+    ) -> list[Vector | Failure]:
+        """One vector per text; messages are read as their contents, line by line."""
         plain = [text if isinstance(text, str) else "\n".join(m["content"] for m in text) for text in texts]
         vectors = self.model.encode(plain, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
         limit = self.model.max_seq_length or 2**31
-        tokens = sum(min(len(ids), limit) for ids in self.model.tokenizer(plain)["input_ids"]) if plain else 0
+        lengths = [min(len(ids), limit) for ids in self.model.tokenizer(plain)["input_ids"]]
         progress()
-        return [vector.astype(np.float32) for vector in vectors], tokens
+        return [Vector(v.astype(np.float32), n) for v, n in zip(vectors, lengths, strict=True)]
 
 
 class _Reached(Exception):
-    """The wanted layer is done: what lies above it is not computed (a third of the cost at layer 20 of 30)."""
+    """The wanted layer is done; what lies above is not computed (a third of the cost at layer 20 of 30)."""
 
 
 def last_hidden(
-    lm: CausalLM, texts: Sequence[Prompt], layer: int, progress: Callable[[], None] = lambda: None
-) -> tuple[list[np.ndarray | Failure], int]:
-    """The hidden state [width] (float32) at each text's last token after `layer` layers, and the tokens read.
+    lm: CausalLM, encoded: Sequence[list[int] | Failure], layer: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Vector | Failure]:  # fmt: skip
+    """The hidden state [width] at each encoded text's last token after `layer` layers.
 
     Layer 0 is the token embedding, as in transformers' `hidden_states`; the last one comes without the
     final norm. Raises BadInput for a layer the model does not have.
@@ -55,10 +56,7 @@ def last_hidden(
         raise BadInput(
             f"layer {layer} is not between 1 and {lm.config.num_hidden_layers}, the model's layers"
         )
-    encoded = [lm.encode(text) for text in texts]
-    results: list[np.ndarray | Failure | None] = [
-        ids if isinstance(ids, Failure) else None for ids in encoded
-    ]
+    results: list[Vector | Failure | None] = [ids if isinstance(ids, Failure) else None for ids in encoded]
     rows = sorted(
         ((i, ids) for i, ids in enumerate(encoded) if not isinstance(ids, Failure)),
         key=lambda row: -len(row[1]),
@@ -69,9 +67,10 @@ def last_hidden(
             batch, rows = rows[:size], rows[size:]
             hidden_BLD = _hidden(lm, [ids for _, ids in batch], layer)
             for row, (i, ids) in enumerate(batch):
-                results[i] = hidden_BLD[row, len(ids) - 1].float().cpu().numpy().copy()
+                values = hidden_BLD[row, len(ids) - 1].float().cpu().numpy().copy()
+                results[i] = Vector(values, len(ids))
             progress()
-    return results, sum(len(ids) for ids in encoded if not isinstance(ids, Failure))  # type: ignore[return-value]
+    return results  # type: ignore[return-value]
 
 
 def _hidden(lm: CausalLM, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Sampling texts from a causal model: continuous batching over the slot cache.
- Rows are sorted by length, longest first, so that those side by side are about as long; a row that ends
+
+Rows are sorted by length, longest first, so that those side by side are about as long; a row that ends
 gives its slot to the last active one, and waiting rows are let in, a group at a time, once an eighth of the
 slots is free. Equal prompts (k samples of one) are prefilled once. The last token of a prompt is its first
 decoding step, so logits are computed for one position per row only, and always by the model's own head.
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ray_jobs.engine.calls import Completion, Failure, Prompt, Sampling
+from ray_jobs.engine.calls import Completion, Failure, Sampling
 from ray_jobs.engine.causal import CausalLM
 from ray_jobs.engine.sampling import draw, uniforms
 
 
 @dataclass
 class Row:
-    """One text in the making: `fed` tokens of prompt + output are in the cache."""
+    """One text in the making. All its tokens but the last are in the cache."""
 
     index: int
     prompt: list[int]
@@ -30,11 +31,10 @@ class Row:
 
 
 def generate(
-    lm: CausalLM, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int],
+    lm: CausalLM, encoded: Sequence[list[int] | Failure], sampling: Sampling, seeds: Sequence[int],
     progress: Callable[[], None] = lambda: None,
 ) -> list[Completion | Failure]:  # fmt: skip
-    """One text per prompt, in order. `progress` is called at every step (a watchdog listens)."""
-    encoded = [lm.encode(prompt) for prompt in prompts]
+    """One text per encoded prompt, in order. `progress` is called at every step (a watchdog listens)."""
     rows = [
         Row(i, ids, seeds[i], min(sampling.max_tokens, lm.context - len(ids)))
         for i, ids in enumerate(encoded)
@@ -46,11 +46,11 @@ def generate(
             cohort = _cohort(waiting, sampling.max_tokens)
             _Batch(lm, cohort, sampling, progress).run()
     texts = {row.index: _completion(lm, row, sampling) for row in rows}
-    return [texts[i] if i in texts else ids for i, ids in enumerate(encoded)]  # type: ignore[misc]
+    return [ids if isinstance(ids, Failure) else texts[i] for i, ids in enumerate(encoded)]
 
 
 def _cohort(waiting: deque[Row], new_tokens: int) -> deque[Row]:
-    """Take the rows that need at least half the room of the longest: one long prompt must not narrow all others."""
+    """Take the rows that need at least half the longest's room: one long prompt must not narrow them all."""
     longest = len(waiting[0].prompt) + new_tokens
     cohort: deque[Row] = deque()
     while waiting and 2 * (len(waiting[0].prompt) + new_tokens) >= longest:
@@ -81,7 +81,8 @@ class _Batch:
             self.progress()
 
     def _admit(self, count: int) -> None:
-        """Prefill the next rows into the slots behind the active ones: distinct prompts first, then copies."""
+        """Prefill the next rows into the slots behind the active ones: distinct prompts first, then
+        copies."""
         distinct: dict[tuple[int, ...], list[Row]] = {}
         for _ in range(count):
             row = self.waiting.popleft()
@@ -131,6 +132,6 @@ class _Batch:
 
 
 def _completion(lm: CausalLM, row: Row, sampling: Sampling) -> Completion:
-    text = lm.tokenizer.decode(row.output, skip_special_tokens=True)
+    text = str(lm.tokenizer.decode(row.output, skip_special_tokens=True))
     cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=len(text))
     return Completion(text[:cut], row.finish, len(row.prompt), len(row.output))

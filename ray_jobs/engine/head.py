@@ -1,11 +1,13 @@
 """A fitted head: linear classifiers on vectors of a text, kept as plain tensors and JSON.
- The features of a text are an embedder's vector ("embed"), a causal model's hidden state at its last token
+
+The features of a text are an embedder's vector ("embed"), a causal model's hidden state at its last token
 ("hidden"), or hashed character n-grams within words ("char_ngrams", 2 to 5 characters, sublinear counts, no
 model). Each output (severity, categories, refusal …) is a class-balanced logistic regression on the
 standardised vector: a softmax over its labels when they exclude each other, or one sigmoid per label. On
 600 ToxicChat rows such a head on MiniLM vectors reached F1 0.79, where a small language model asked in
 words was at chance.
- A folder holds config.json (features, outputs, labels, and the fingerprint of the model whose vectors it
+
+A folder holds config.json (features, outputs, labels, and the fingerprint of the model whose vectors it
 was fitted on) and model.safetensors ("<output>.weight" [labels, D], "<output>.bias" [labels], "mean" and
 "scale" [D]).
 """
@@ -15,13 +17,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ray_jobs.engine.calls import Model
+from ray_jobs.engine.weights import IDENTITY_OPTIONS
 from synth.errors import BadInput
 
 FEATURES = ("embed", "hidden", "char_ngrams")
@@ -30,7 +34,7 @@ NGRAM_BUCKETS = 2**15
 
 @dataclass(frozen=True)
 class Output:
-    """One question the head answers. exclusive: the labels are alternatives (softmax), else each is its own yes/no."""
+    """One question. exclusive: its labels are alternatives (softmax), else each is its own yes or no."""
 
     name: str
     labels: tuple[str, ...]
@@ -71,7 +75,7 @@ class Head:
 
 
 def ngram_vectors(texts: Sequence[str]) -> np.ndarray:
-    """Hashed character n-gram vectors [N, 32768], float32, of unit length; the same text gives the same vector."""
+    """Hashed character n-gram vectors [N, 32768], float32, of unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(
@@ -102,6 +106,7 @@ def fit(
     if strength is None:
         strength = 10.0 if features == "char_ngrams" else 0.1 / np.sqrt(max(1, vectors.shape[1] / 384))
     centred = (vectors - mean) / scale
+    inputs = _sparse(centred) if features == "char_ngrams" else centred
     weights = {}
     for output in outputs:
         target = np.asarray(targets[output.name])
@@ -109,14 +114,19 @@ def fit(
         if not labelled.any():
             raise BadInput(f"no row has a label for {output.name!r}, so its head cannot be fitted")
         fitted = _fit_exclusive if output.exclusive else _fit_independent
-        weights[output.name] = fitted(
-            centred[labelled], target[labelled], len(output.labels), float(strength)
-        )
+        weights[output.name] = fitted(inputs[labelled], target[labelled], len(output.labels), float(strength))
     return Head(features, tuple(outputs), weights, mean, scale, base, base_fingerprint)
 
 
+def _sparse(vectors: np.ndarray) -> Any:
+    """Compressed rows: of 32768 buckets a text fills some hundreds."""
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(vectors)
+
+
 def _fit_exclusive(
-    vectors: np.ndarray, target: np.ndarray, labels: int, strength: float
+    vectors: Any, target: np.ndarray, labels: int, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial regression; a label without examples gets a bias that leaves it about one row's share."""
     weight = np.zeros((labels, vectors.shape[1]), np.float32)
@@ -137,7 +147,7 @@ def _fit_exclusive(
 
 
 def _fit_independent(
-    vectors: np.ndarray, target: np.ndarray, labels: int, strength: float
+    vectors: Any, target: np.ndarray, labels: int, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
     weight = np.zeros((labels, vectors.shape[1]), np.float32)
     bias = np.zeros(labels, np.float32)
@@ -151,7 +161,7 @@ def _fit_independent(
     return weight, bias
 
 
-def _regression(strength: float):  # type: ignore[no-untyped-def]  # scikit-learn is imported only to fit
+def _regression(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
@@ -175,13 +185,21 @@ def save(head: Head, folder: str | Path) -> None:
     save_file({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()},
               working / "model.safetensors")  # fmt: skip
     config = {
-        "architectures": ["GuardmillHead"], "features": head.features, "base_fingerprint": head.base_fingerprint,
-        "base": asdict(head.base) if head.base else None, "outputs": [asdict(output) for output in head.outputs],
-    }  # fmt: skip
+        "architectures": ["GuardmillHead"],
+        "features": head.features,
+        "base": asdict(_essence(head.base)) if head.base else None,
+        "base_fingerprint": head.base_fingerprint,
+        "outputs": [asdict(output) for output in head.outputs],
+    }
     (working / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))
     if target.exists():
         shutil.rmtree(target)
     os.rename(working, target)
+
+
+def _essence(base: Model) -> Model:
+    """The model without the options that only say how it runs."""
+    return replace(base, options=tuple(option for option in base.options if option[0] in IDENTITY_OPTIONS))
 
 
 def load(folder: str | Path) -> Head:

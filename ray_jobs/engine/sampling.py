@@ -1,5 +1,6 @@
 """Drawing tokens cheaply and reproducibly.
- Top-k comes first, so that softmax, sorting and cumulative sums run over 50 values instead of a vocabulary
+
+Top-k comes first, so that softmax, sorting and cumulative sums run over 50 values instead of a vocabulary
 (the order top-k, temperature, top-p is that of transformers; a temperature does not change which k are the
 largest). Each row spends ONE uniform number per step: splitmix64 (Steele, Lea & Flood, 2014) of its own
 seed and step, so a row's draws depend neither on its neighbours in the batch nor on how often the batch was

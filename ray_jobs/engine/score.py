@@ -1,5 +1,6 @@
 """Probabilities of stated continuations from one prefill, without decoding or parsing.
- The log-probability of a continuation is the sum over its tokens of log p(token | prompt, tokens before
+
+The log-probability of a continuation is the sum over its tokens of log p(token | prompt, tokens before
 it); the probabilities returned are the softmax of those sums over the continuations asked about (no length
 normalisation). The prompt is prefilled once. All first tokens are read from the logits at its end; further
 tokens are fed to the same slot right behind the prompt, one continuation over the other: nothing is copied.
@@ -11,21 +12,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ray_jobs.engine.calls import Failure, Prompt, Scores
+from ray_jobs.engine.calls import Failure, Scores
 from ray_jobs.engine.causal import CausalLM
 
 LOGIT_ROWS = 512  # positions whose logits (a vocabulary each) are held at once
 
 
 def score(
-    lm: CausalLM, prompts: Sequence[Prompt], continuations: Sequence[tuple[str, ...]],
+    lm: CausalLM, encoded: Sequence[list[int] | Failure], continuations: Sequence[tuple[str, ...]],
     progress: Callable[[], None] = lambda: None,
 ) -> list[Scores | Failure]:  # fmt: skip
-    """For each prompt, the probabilities of its own continuations."""
-    results: list[Scores | Failure | None] = [None] * len(prompts)
+    """For each encoded prompt, the probabilities of its own continuations."""
+    results: list[Scores | Failure | None] = [None] * len(encoded)
     rows: list[tuple[int, list[int], list[list[int]]]] = []
-    for i, (prompt, texts) in enumerate(zip(prompts, continuations, strict=True)):
-        ids = lm.encode(prompt)
+    for i, (ids, texts) in enumerate(zip(encoded, continuations, strict=True)):
         endings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         if isinstance(ids, Failure):
             results[i] = ids
