@@ -86,7 +86,8 @@ def _hold_claim(root: Root) -> Iterator[None]:
 
 def _live_claim(root: Root, mine: str) -> str | None:
     """The path of another claim that has beaten lately."""
-    claims = {root.relative(info.path): info.mtime for info in root.listing("locks") if info.is_file}
+    found = [info for info in root.listing("locks") if info.is_file and not info.base_name.startswith(".")]
+    claims = {root.relative(info.path): info.mtime for info in found}
     now = claims.pop(mine)
     live = [path for path, beat in claims.items() if (now - beat).total_seconds() < DEAD_SECONDS]
     return min(live, default=None)

@@ -88,6 +88,9 @@ class Store:
         import ray.data
 
         at = self.resolve(ref)
+        if at.rows == 0:  # no fragment, no block: a Lance read would lose the schema
+            empty = self.schema(at.ref).empty_table()
+            return ray.data.from_arrow(empty.select(columns) if columns else empty)
         return ray.data.read_lance(
             self.files.uri(versions.folder(at.name)),
             version=at.version,

@@ -313,6 +313,9 @@ def test_a_ray_dataset_reads_the_exact_version(store: Store, monkeypatch: pytest
     commit(store, "t", "a")
     commit(store, "t", "b")
     asked = {}
+    store.commit("t", SCHEMA, [], made_by("empty"))
+    monkeypatch.setattr(ray.data, "from_arrow", lambda table: table)
+    assert store.dataset("t@v3", columns=["text", "id"]).schema.names == ["text", "id"]
     monkeypatch.setattr(ray.data, "read_lance", lambda uri, **options: asked.update(options, uri=uri))
     store.dataset("t@v1", columns=["id"])
     assert asked == {
