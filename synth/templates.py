@@ -67,7 +67,7 @@ def render(policy: "Policy", name: str, **values: Any) -> str:
         raise BadInput(f"{policy.source or policy.id}: templates: no template '{name}'")
     try:
         template = _environment(tuple(sorted(policy.templates.items()))).get_template(name)
-        return template.render({**_supplied(policy, values), **values})
+        return template.render({**_supplied(policy, values), **values}).strip("\n")
     except jinja2.UndefinedError as error:
         raise BadInput(f"{where}: {error.message}") from error
     except (jinja2.TemplateError, TypeError, ZeroDivisionError, RecursionError, OverflowError) as error:
@@ -105,9 +105,7 @@ def with_includes(templates: Mapping[str, str], *names: str) -> tuple[str, ...]:
         name = waiting.pop()
         if name not in found and name in templates:
             found.add(name)
-            waiting += [
-                str(part) for part in meta.find_referenced_templates(_bare().parse(templates[name])) if part
-            ]
+            waiting += _included(templates[name])
     return tuple(sorted(found))
 
 
@@ -117,19 +115,32 @@ def check_template(templates: Mapping[str, str], name: str) -> str:
     if allowed is None and not name.startswith("_"):
         return f"{name}: unknown template: one of {', '.join(FIELDS)}, or a part whose name begins with '_'"
     try:
-        tree = _bare().parse(templates[name])
+        _bare().parse(templates[name])
     except jinja2.TemplateSyntaxError as error:
         return f"{name}: line {error.lineno}: not a Jinja template: {error.message}"
-    absent = [str(part) for part in meta.find_referenced_templates(tree) if part not in templates]
+    absent = [part for part in _included(templates[name]) if part not in templates]
     if absent:
         return f"{name}: includes '{absent[0]}', which does not stand beside it"
-    unknown = sorted(
-        meta.find_undeclared_variables(tree) - SUPPLIED - (_EVERY_FIELD if allowed is None else allowed)
-    )
-    if unknown:
-        known = ", ".join(sorted(SUPPLIED | (allowed or _EVERY_FIELD)))
-        return f"{name}: unknown field '{unknown[0]}': one of {known}"
+    known = SUPPLIED | (_EVERY_FIELD if allowed is None else allowed)
+    used = {entry for part in with_includes(templates, name) for entry in _undeclared(templates[part])}
+    if used - known:
+        return f"{name}: unknown field '{min(used - known)}': one of {', '.join(sorted(known))}"
     return ""
+
+
+def _undeclared(text: str) -> set[str]:
+    """The fields that a template reads; a broken one is reported under its own name, not its includers'."""
+    try:
+        return meta.find_undeclared_variables(_bare().parse(text))
+    except jinja2.TemplateSyntaxError:
+        return set()
+
+
+def _included(text: str) -> list[str]:
+    try:
+        return [str(part) for part in meta.find_referenced_templates(_bare().parse(text)) if part]
+    except jinja2.TemplateSyntaxError:
+        return []
 
 
 def _language_name(code: str) -> str:
