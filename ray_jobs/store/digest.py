@@ -53,7 +53,7 @@ def encode_column(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:
         children = dict(zip([f.name for f in kind], array.flatten(), strict=True))
         head = _cells(_valid(array), np.zeros(len(array), "<u8"))
         return _joined([head, *(encode_column(children[name]) for name in sorted(children))])
-    if _is_list(kind):
+    if is_list(kind):
         return _encode_list(array)
     if _is_text(kind):
         values = array.cast(pa.large_binary())
@@ -68,7 +68,7 @@ def kind_of(kind: pa.DataType) -> str:
         return kind_of(kind.value_type)
     if pa.types.is_struct(kind):
         return "struct<" + ",".join(sorted(f"{f.name}:{kind_of(f.type)}" for f in kind)) + ">"
-    if _is_list(kind):
+    if is_list(kind):
         return f"list<{kind_of(kind.value_type)}>"
     names: Iterable[tuple[str, bool]] = (
         ("text", pa.types.is_string(kind) or pa.types.is_large_string(kind)),
@@ -85,7 +85,8 @@ def kind_of(kind: pa.DataType) -> str:
     raise TypeError(f"a column of type {kind} has no digest: use numbers, text, times, lists or structs")
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is a list of any layout."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 

@@ -56,7 +56,10 @@ class Store:
         """The newest version of a table that a step of this identity made; None when there is none."""
         if not versions.exists(self.files, name):
             return None
-        return next((v for v in self.log(name) if v.provenance.identity == identity), None)
+        tags = versions.tags_of(self.files, name)
+        newest_first = reversed(versions.version_numbers(self.files, name))
+        found = (versions.describe(self.files, name, number, tags) for number in newest_first)
+        return next((version for version in found if version.provenance.identity == identity), None)
 
     def provenance(self, ref: str) -> Provenance:
         """What a version carries about how it was made."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from ray_jobs.store.digest import DIGEST_COLUMN, kind_of, row_digests
+from ray_jobs.store.digest import DIGEST_COLUMN, is_list, kind_of, row_digests
 from ray_jobs.store.provenance import METADATA_KEY, Provenance, StoreError, TableVersion, storage_errors
 from ray_jobs.store.root import Root
 from ray_jobs.store.versions import exists, folder, lance_module, open_table
@@ -85,14 +85,36 @@ def conform(name: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
         column = table.column(field.name)
         if column.null_count and not field.nullable:
             raise BadInput(f"table {name}: column {field.name} has no value in {column.null_count} rows")
+        if not fits(column.type, field.type):
+            raise BadInput(f"table {name}: column {field.name} is {column.type}, not {field.type}")
         try:
             cast.append(column.cast(field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            raise BadInput(f"table {name}: column {field.name} is {column.type}, not {field.type}") from error
+        except pa.ArrowInvalid as error:
+            raise BadInput(f"table {name}: column {field.name}: {str(error).splitlines()[0]}") from error
     rows = pa.table(cast, names=[n for n in schema.names if n != DIGEST_COLUMN])
     unique_ids(name, rows.column("id"))
     with_digest = rows.append_column(DIGEST_COLUMN, row_digests(rows)).select(schema.names)
     return with_digest.cast(schema.remove_metadata())
+
+
+def fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast keeps what the values mean: the same kind, nulls, or whole numbers as floats.
+
+    Arrow itself would turn 1 into "1" and drop a struct field that the schema lacks.
+    """
+    if pa.types.is_null(given) or given == wanted:
+        return True
+    if pa.types.is_struct(given) and pa.types.is_struct(wanted):
+        known = {field.name: field.type for field in wanted}
+        return all(field.name in known and fits(field.type, known[field.name]) for field in given)
+    if is_list(given) and is_list(wanted):
+        return fits(given.value_type, wanted.value_type)
+    if pa.types.is_integer(given) and pa.types.is_floating(wanted):
+        return True
+    try:
+        return kind_of(given) == kind_of(wanted)
+    except TypeError:  # maps, decimals, views: no schema of ours can ask for one
+        return False
 
 
 def unique_ids(name: str, ids: pa.ChunkedArray) -> None:
@@ -165,7 +187,11 @@ def _overwrite(root: Root, name: str, schema: pa.Schema, fragments: list[str]) -
                     storage_options=root.storage_options,
                     max_retries=0,
                 ).version
-            except CommitConflictError:
+            except (CommitConflictError, OSError, RuntimeError) as error:
+                # a table that came into being meanwhile is no conflict to Lance: it misses version 0
+                raced = newest == 0 and exists(root, name)
+                if not raced and not isinstance(error, CommitConflictError):
+                    raise
                 time.sleep(random.random() * 0.02 * (attempt + 1))
     raise StoreError(
         f"cannot commit table {name}: other writers were faster {_COMMIT_TRIES} times; try again"

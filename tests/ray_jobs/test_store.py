@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,12 +136,35 @@ def test_an_id_twice_is_refused_within_a_fragment_and_across_fragments(store: St
         (lambda t: t.append_column("extra", pa.array(["x"])), "table t has the unknown column extra"),
         (lambda t: t.set_column(0, "id", pa.array([None], pa.string())), "column id has no value in 1 rows"),
         (lambda t: t.set_column(4, "history", pa.array([True])), "column history is bool, not list<"),
+        (lambda t: t.set_column(3, "text", pa.array([Decimal("1.5")])), "column text is decimal128"),
+        (lambda t: t.set_column(3, "text", pa.array([1])), "column text is int64, not string"),
+        (
+            lambda t: t.set_column(4, "history", pa.array([[{"role": "u", "tool": "x"}]])),
+            "column history is list<",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_the_schema_get_one_sentence(store: Store, change, sentence: str):
     with pytest.raises(BadInput, match=sentence.replace("(", r"\(")):
         store.write_fragments("t", change(rows("a")), SCHEMA)
     assert not (Path(store.root) / "tables").exists()
+
+
+def test_what_python_lists_leave_untyped_takes_the_declared_type(store: Store):
+    schema = table_schema(
+        [pa.field("score", pa.float32()), pa.field("history", pa.list_(MESSAGE)), pa.field("n", pa.int8())]
+    )
+    common = {"parent_id": "", "group_id": "g"}
+    untyped = [
+        common | {"id": "a", "score": 1, "history": [], "n": None},
+        common | {"id": "b", "score": 0, "history": [], "n": None},
+    ]
+    store.commit("t", schema, store.write_fragments("t", pa.Table.from_pylist(untyped), schema), made_by("x"))
+    assert store.read("t").schema == schema
+    assert store.read("t", columns=list(untyped[0])).to_pylist() == untyped
+    wide = pa.Table.from_pylist([untyped[0] | {"n": 1000}])
+    with pytest.raises(BadInput, match="table t: column n: Integer value 1000 not in range"):
+        store.write_fragments("t", wide, schema)
 
 
 def test_columns_may_come_in_any_order_and_digests_are_computed_afresh(store: Store):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ray_jobs.store import Busy, Provenance, Store, StoreError, table_schema
+from ray_jobs.store import Busy, Provenance, Store, StoreError, table_schema, tables
 from synth.errors import BadInput
 
 SCHEMA = table_schema([pa.field("text", pa.string())])
@@ -90,11 +90,25 @@ for i in range(12):
         assert store.read(version.ref).column("id").to_pylist() == [version.provenance.identity]
 
 
+def test_a_writer_that_saw_no_table_where_another_just_made_one_gets_the_next_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    fragments = [store.write_fragments("t", rows(i), SCHEMA) for i in "ab"]
+    store.commit("t", SCHEMA, fragments[0], Provenance("s", "1"))
+    answers = iter([False])
+    monkeypatch.setattr(tables, "exists", lambda *a: next(answers, True))
+    assert store.commit("t", SCHEMA, fragments[1], Provenance("s", "2")).version == 2
+    assert [store.read(f"t@v{v}").column("id").to_pylist() for v in (1, 2)] == [["a"], ["b"]]
+
+
 def test_a_second_run_on_a_root_is_told_who_holds_it(store: Store):
     with store.lock():
-        with pytest.raises(
-            Busy, match=rf"^another run \(pid {os.getpid()} on .*, since 20.*\) is using .*root$"
-        ), store.lock():
+        with (
+            pytest.raises(
+                Busy, match=rf"^another run \(pid {os.getpid()} on .*, since 20.*\) is using .*root$"
+            ),
+            store.lock(),
+        ):
             pass
         code = """
 try:
