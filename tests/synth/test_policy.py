@@ -1,10 +1,13 @@
 """The loader: what a good policy becomes, and one sentence with its place for every bad one."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from synth.errors import BadInput
 from synth.policy import Policy, load_gold, load_policy, render
@@ -336,3 +339,31 @@ def test_a_gold_file_that_is_cut_or_empty_is_refused(tmp_path: Path, tiny: Polic
     path.write_text("\n")
     with pytest.raises(BadInput, match="no row in the gold set"):
         load_gold(tiny)
+
+
+@given(st.integers(0, len(TINY)), st.integers(0, 40), st.text(max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_no_damage_to_a_file_escapes_as_another_error(start: int, length: int, insert: str) -> None:
+    damaged = TINY[:start] + insert + TINY[start + length :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.yaml"
+        path.write_text(damaged, encoding="utf-8")
+        try:
+            load_policy(path)
+        except BadInput as error:
+            assert "tiny.yaml" in str(error) and "\n" not in str(error)
+
+
+@given(st.integers(0, 300), st.integers(0, 40), st.text(max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_no_damage_to_a_gold_row_escapes_as_another_error(start: int, length: int, insert: str) -> None:
+    history = [{"role": "user", "content": "Hi"}]
+    text = json.dumps({**ANSWER, "history": history, "thinking": "Hm", "group": "g"})
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder))
+        damaged = text[:start] + insert + text[start + length :]
+        (Path(folder) / "tiny_gold.jsonl").write_text(damaged, encoding="utf-8")
+        try:
+            load_gold(load_policy(path))
+        except BadInput as error:
+            assert "tiny_gold.jsonl" in str(error) and "\n" not in str(error)
