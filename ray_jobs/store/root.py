@@ -79,12 +79,11 @@ class Root:
         """The bytes of a file, or None when there is none."""
         path = self.path(relative)
         with storage_errors(f"read {self.uri(relative)}"):
-            if self.is_local:
-                return Path(path).read_bytes() if Path(path).is_file() else None
-            if self.fs.get_file_info(path).type != pafs.FileType.File:
+            try:
+                with self.fs.open_input_stream(path) as stream:
+                    return stream.read()
+            except FileNotFoundError:
                 return None
-            with self.fs.open_input_stream(path) as stream:
-                return stream.read()
 
     def write(self, relative: str, data: bytes) -> None:
         """Writes a file whole: an earlier one stays readable until the new one takes its place."""
