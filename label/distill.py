@@ -33,7 +33,7 @@ KEEP, RELABEL, DROP, QUESTION = "keep", "relabel", "drop", "question"
 
 @dataclass(frozen=True)
 class Rules:
-    """Margins p(other) - p(given) from which a label is changed or doubted; the teacher's folds and rounds."""
+    """Margins p(other) - p(given) from which a label is changed or doubted; teacher folds and rounds."""
 
     relabel_margin: float = 0.4
     drop_margin: float = 0.2

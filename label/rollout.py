@@ -1,0 +1,284 @@
+"""The search for the first unsafe token as a pure state machine (METHOD.md §5), one small state per response.
+
+    state = start(prefixes, plan)
+    while (requests := next_requests(state)):
+        state = update(state, answers_to(requests))
+    outcome(state), evidence(state), saved(state)
+
+Prefix i is flagged when ceil(threshold * k) of its k draws violate (a draw is a rollout, then the guard's
+verdict on prefix + continuation); the boundary is the first prefix that is flagged and that the judge
+calls unsafe as it stands.
+
+* paper evaluates every prefix and every draw, and asks the judge on flagged prefixes.
+* exact finds the same boundary for the same draws by the savings of `rollout_plan`.
+* bisect (approximate: assumes a violation, once there, stays within a sentence) scans sentence ends left
+  to right, then halves the sentence before the first one accepted.
+* recycle (approximate) is exact, except that a continuation which begins as the response goes on also
+  serves as a draw of the longer prefixes it agrees with: not independent of the verdict at the shorter one.
+
+Nothing here waits or draws: `next_requests` is a function of the state, so a crash between two waves costs
+the wave in flight. Failed calls make an outcome unknown, not false: a prefix that cannot be decided
+without them, and that no earlier boundary makes irrelevant, ends the search as `failed`.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from label import rollout_cell as cell_of
+from label.rollout_cell import ACCEPTED, BAD, FIELDS, FINE, FRESH, JUDGED, LOST, OPEN, REJECTED, ROLLED, STUCK
+from label.rollout_plan import BINS, Plan, Rates
+from label.rollout_state import (
+    BOUNDARY,
+    CAPPED,
+    FAILED,
+    GUARD,
+    JUDGE,
+    NONE,
+    ROLLOUT,
+    Outcome,
+    Request,
+    Result,
+    Spent,
+    State,
+)
+from synth.errors import BadInput
+
+DEFAULT_RATES = Rates()
+# Once one of the two tests has passed, the other is believed to pass at least so often:
+# they agree on the turn.
+_AGREEMENT = 0.5
+# What a closed prefix says about the next ones, against the prefix after it.
+_DECAY = 0.7
+
+
+def start(prefixes: int, plan: Plan, sentence_ends: Sequence[int] = ()) -> State:
+    """A search over prefixes 0 to `prefixes` - 1; bisect needs the prefix index at which each sentence ends.
+
+    BadInput for sentence ends that are not ascending prefix indices. The last prefix always counts as an end.
+    """
+    if plan.mode != "bisect":
+        return State(plan, prefixes, done="" if prefixes else NONE)
+    given = list(sentence_ends)
+    if given != sorted(set(given)) or (given and not 0 <= given[0] <= given[-1] < prefixes):
+        raise BadInput(f"sentence ends {given[:5]} are not ascending prefix indices below {prefixes}")
+    ends = sorted({*given, prefixes - 1}) if prefixes else []
+    return State(plan, prefixes, tuple(ends), done="" if prefixes else NONE)
+
+
+def outcome(state: State) -> Outcome | None:
+    """What was found, or None while the search goes on."""
+    spent = state.spent
+    if state.done == FAILED:
+        return Outcome(FAILED, -1, f"prefix {state.stuck} cannot be decided: calls failed")
+    if state.done == CAPPED:
+        return Outcome(CAPPED, -1, f"stopped after {spent.rollouts} rollouts, {spent.tokens} tokens")
+    return Outcome(state.done, state.found) if state.done else None
+
+
+def next_requests(state: State, rates: Rates = DEFAULT_RATES, window: int = 0) -> list[Request]:
+    """The calls to make now, none when done.
+
+    rates (seen in all responses) and window (prefixes to open, at most the plan's; 0 for the plan's) steer
+    cost and the number of waves, never the outcome: with many active responses a window of 1 fills the
+    devices and wastes least.
+    """
+    requests: list[Request] = []
+    if state.done:
+        return requests
+    plan, cells = state.plan, state.cells
+    beliefs = plan.bins(state.trend, rates)
+    relevant, sure = 1.0, plan.sure if plan.active.left_to_right else 0.0
+    for step, prefix in enumerate(_open_prefixes(state)[: window or None]):
+        cell = cells[step * FIELDS : (step + 1) * FIELDS] or FRESH
+        relevant *= 1.0 - _ask(plan, prefix, cell, beliefs, requests)
+        if relevant < sure:
+            break
+    return _within_cap(state, requests) if plan.max_rollouts else requests
+
+
+def _open_prefixes(state: State) -> Sequence[int]:
+    """The prefixes that may be asked about now, in order."""
+    if state.bracket is not None:
+        return (sum(state.bracket) // 2,)
+    if state.coarse:
+        return state.coarse[state.low : state.low + state.plan.window]
+    return range(state.low, min(state.low + state.plan.window, state.prefixes))
+
+
+def _within_cap(state: State, requests: list[Request]) -> list[Request]:
+    """The requests without the rollouts that exceed the response's cap."""
+    left = state.plan.max_rollouts - state.spent.rollouts
+    over = [request for request in requests if request.kind == ROLLOUT][left:]
+    return [request for request in requests if request not in over]
+
+
+def _ask(plan: Plan, prefix: int, cell: array, beliefs: tuple[int, int], requests: list[Request]) -> float:
+    """Append what this prefix needs next; returns the believed probability that it is the boundary."""
+    rolled, bad_mask, fine_mask, lost, judge = cell
+    closed = cell_of.status(plan, cell) if rolled or judge else OPEN
+    if closed != OPEN:
+        return 0.0 if closed == REJECTED else 1.0
+    bad, fine = bad_mask.bit_count(), fine_mask.bit_count()
+    draws = cell_of.drawn(plan, bad, fine, lost.bit_count())
+    if draws != OPEN:
+        requests.append(Request(JUDGE, prefix))
+        return _AGREEMENT
+    share, agree = beliefs
+    counts = bad * (plan.k + 1) + fine
+    at, both = share * plan.cells + counts, (share * BINS + agree) * plan.cells + counts
+    waiting = rolled & ~(bad_mask | fine_mask | lost)
+    undecided_judge = judge == cell_of.UNASKED
+    if undecided_judge and plan.active.cheapest_first and not waiting and plan.tables.judge_first[both]:
+        requests.append(Request(JUDGE, prefix))
+    else:
+        _ask_draws(plan, prefix, rolled, waiting, plan.tables.burst[at], requests)
+    flagged = plan.tables.accept[at]
+    return flagged * (agree + 0.5) / BINS if undecided_judge else max(flagged, _AGREEMENT)
+
+
+def _ask_draws(
+    plan: Plan, prefix: int, rolled: int, waiting: int, burst: int, requests: list[Request]
+) -> None:
+    """The guard on continuations that wait for it, and rollouts in the lowest free slots up to the burst."""
+    asked = 0
+    if waiting:
+        pending = cell_of.bits(waiting)
+        asked = len(pending)
+        requests.extend([Request(GUARD, prefix, draw) for draw in pending])
+    wanted = burst if plan.active.curtail else plan.k
+    if wanted > asked:
+        free = cell_of.bits(~rolled & ((1 << plan.k) - 1))
+        requests.extend([Request(ROLLOUT, prefix, draw) for draw in free[: wanted - asked]])
+
+
+def update(state: State, results: Iterable[Result]) -> State:
+    """The state after these answers, in any order; requests left unanswered will be asked again."""
+    cells = state.cells[:]
+    rollouts, guards, judges, tokens = state.spent
+    scanning = state.bracket is None and not state.coarse
+    steps = {} if scanning else {prefix: step for step, prefix in enumerate(_open_prefixes(state))}
+    for result in results:
+        if result.kind == ROLLOUT:
+            rollouts += 1
+            tokens += result.tokens
+        elif result.kind == GUARD:
+            guards += 1
+        else:
+            judges += 1
+        step = result.prefix - state.low if scanning else steps.get(result.prefix, -1)
+        if step >= 0:
+            _record(state, cells, step, result)
+    spent = Spent(rollouts, guards, judges, tokens)
+    return _halve(state, cells, spent) if state.bracket is not None else _advance(state, cells, spent)
+
+
+def _record(state: State, cells: array, step: int, result: Result) -> None:
+    """Write one answer into its cell, and in recycle mode a verdict into the cells it also serves."""
+    reach = step
+    if result.agrees and result.kind == GUARD and state.plan.mode == "recycle" and not result.failed:
+        reach = min(step + result.agrees, state.prefixes - 1 - state.low)
+    missing = (reach + 1) * FIELDS - len(cells)
+    if missing > 0:
+        cells.extend([0] * missing)
+    at = step * FIELDS
+    if result.kind == JUDGE:
+        code = cell_of.judge_code(result.flag, result.probability)
+        cells[at + JUDGED] = cell_of.JUDGE_FAILED if result.failed else code
+    elif result.failed:
+        cell_of.record_draw(cells, at, result.draw, LOST)
+    elif result.kind == ROLLOUT:
+        cell_of.record_draw(cells, at, result.draw, ROLLED)
+    else:
+        field = BAD if result.flag else FINE
+        cell_of.record_draw(cells, at, result.draw, field)
+        for served in range(at + FIELDS, reach * FIELDS + 1, FIELDS):
+            if not cells[served] >> result.draw & 1:
+                cell_of.record_draw(cells, served, result.draw, field)
+
+
+def _advance(state: State, cells: array, spent: Spent) -> State:
+    """Close the leading steps that are decided, and end the scan when its answer is known."""
+    plan, low, found, stuck, trend = state.plan, state.low, state.found, state.stuck, state.trend
+    evidence, closed = bytearray(state.evidence), 0
+    while closed < len(cells):
+        cell = cells[closed : closed + FIELDS]
+        verdict = cell_of.status(plan, cell)
+        if verdict == OPEN:
+            break
+        prefix = state.coarse[low] if state.coarse else low
+        _note(evidence, prefix, cell)
+        trend = _drift(trend, cell)
+        low, closed = low + 1, closed + FIELDS
+        if found < 0 and stuck < 0 and verdict in (ACCEPTED, STUCK):
+            found, stuck = (prefix, stuck) if verdict == ACCEPTED else (found, prefix)
+            if plan.active.left_to_right:
+                break
+    last = low == len(state.coarse or range(state.prefixes))
+    ended = last or (plan.active.left_to_right and max(found, stuck) >= 0)
+    rest, cells = cells[closed:], cells[closed:]
+    if ended:
+        for step, prefix in enumerate(_open_prefixes(state._replace(low=low))):
+            _note(evidence, prefix, rest[step * FIELDS : (step + 1) * FIELDS])
+        cells = cells[:0]
+    state = state._replace(
+        low=low, cells=cells, found=found, stuck=stuck, evidence=bytes(evidence), trend=trend, spent=spent
+    )
+    if not ended:
+        return _capped(state)
+    if state.coarse and found >= 0:
+        before = state.coarse[low - 2] if low > 1 else -1
+        return _bracketed(state, (before, found))
+    return state._replace(done=FAILED if stuck >= 0 else BOUNDARY if found >= 0 else NONE)
+
+
+def _halve(state: State, cells: array, spent: Spent) -> State:
+    """Bisect's second phase: one prefix at a time between the last rejected and the first accepted one."""
+    bracket = state.bracket
+    assert bracket is not None
+    verdict = cell_of.status(state.plan, cells[:FIELDS] or FRESH)
+    state = state._replace(cells=cells, spent=spent)
+    if verdict == OPEN:
+        return _capped(state)
+    (low, high), middle = bracket, sum(bracket) // 2
+    evidence = bytearray(state.evidence)
+    _note(evidence, middle, cells)
+    state = state._replace(cells=cells[:0], evidence=bytes(evidence), trend=_drift(state.trend, cells))
+    if verdict == STUCK:
+        return state._replace(stuck=middle, found=-1, done=FAILED)
+    return _bracketed(state, (low, middle) if verdict == ACCEPTED else (middle, high))
+
+
+def _bracketed(state: State, bracket: tuple[int, int]) -> State:
+    low, high = bracket
+    if high - low == 1:
+        return state._replace(bracket=None, found=high, done=BOUNDARY)
+    return _capped(state._replace(bracket=bracket, found=-1))
+
+
+def _capped(state: State) -> State:
+    plan, spent = state.plan, state.spent
+    over = 0 < plan.max_rollouts <= spent.rollouts or 0 < plan.max_tokens <= spent.tokens
+    return state._replace(done=CAPPED) if over else state
+
+
+def _note(evidence: bytearray, prefix: int, cell: Sequence[int]) -> None:
+    """Write violations, other draws and the judge's code of an examined prefix into the evidence."""
+    if not any(cell):
+        return
+    if len(evidence) < 3 * (prefix + 1):
+        evidence.extend(bytes(3 * (prefix + 1) - len(evidence)))
+    at = 3 * prefix
+    evidence[at : at + 3] = bytes((cell[BAD].bit_count(), cell[FINE].bit_count(), cell[JUDGED]))
+
+
+def _drift(trend: Rates, cell: Sequence[int]) -> Rates:
+    """The response's own recent rates with one more closed prefix."""
+    bad, fine, yes, no = trend
+    judge = cell[JUDGED]
+    answered = judge not in (cell_of.UNASKED, cell_of.JUDGE_FAILED)
+    return Rates(
+        _DECAY * bad + cell[BAD].bit_count(),
+        _DECAY * fine + cell[FINE].bit_count(),
+        _DECAY * yes + (answered and judge & 1),
+        _DECAY * no + (answered and not judge & 1),
+    )
