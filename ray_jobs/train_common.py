@@ -1,8 +1,9 @@
 """Shared plumbing of the training jobs: Ray Train's TorchTrainer around `train.variants`.
 
-Examples travel as one Parquet file in the output folder, which every worker must see (a local disk on one machine,
-a shared one on a cluster). Workers write checkpoints there themselves: Ray Train V2 hands metrics back only with a
-checkpoint, so the driver reads guardmill.json and history.jsonl instead. DeepSpeed's start-up is in each worker.
+Examples travel as one Parquet file in the output folder, which every worker must see (a local disk on one
+machine, a shared one on a cluster). Workers write checkpoints there themselves: Ray Train V2 hands metrics
+back only with a checkpoint, so the driver reads guardmill.json and history.jsonl instead. DeepSpeed's start-
+up is in each worker.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from synth.ids import stable_hash
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained checkpoint: its folder, figures, curve (one entry per step), and its control where asked for."""
+    """A trained checkpoint: folder, figures, curve (one entry per step), and its control if there is one."""
 
     path: Path
     metrics: dict[str, Any]
@@ -30,7 +31,7 @@ class TrainResult:
 
 
 def read_rows(examples: "Path | str | list[Any]", kind: type) -> list[Any]:
-    """Examples from a Parquet file or a list of rows (dicts or `kind`); BadInput names file, row and column."""
+    """Examples from a Parquet file or a list (dicts or `kind`); BadInput names file, row and column."""
     where = "examples" if isinstance(examples, list) else str(examples)
     rows = examples if isinstance(examples, list) else _read_parquet(Path(examples))
     fields = dataclasses.fields(kind)
@@ -64,12 +65,18 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def run_training(
-    kind: str, variants: dict[str, list[Any]], config: Any, out_dir: Path, workers: int, use_gpu: bool, provenance: dict
+    kind: str,
+    variants: dict[str, list[Any]],
+    config: Any,
+    out_dir: Path,
+    workers: int,
+    use_gpu: bool,
+    provenance: dict,
 ) -> TrainResult:
     """Trains every variant of `kind` ("gen" or "stream") with Ray Train; the first is the guard itself.
 
-    Finished variants in `out_dir` with the same config, examples and provenance are not trained again; leftovers
-    of another training there are removed.
+    Finished variants in `out_dir` with the same config, examples and provenance are not trained again;
+    leftovers of another training there are removed.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -90,10 +97,14 @@ def run_training(
                 "out": str(out_dir),
                 "provenance": provenance,
             },
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(
-                name="ray_train", storage_path=str(out_dir / "ray"), failure_config=FailureConfig(max_failures=2)
+                name="ray_train",
+                storage_path=str(out_dir / "ray"),
+                failure_config=FailureConfig(max_failures=2),
             ),
         )
         trainer.fit()
@@ -108,7 +119,9 @@ def read_result(folder: Path) -> TrainResult:
         raise BadInput(f"{folder}: no guardmill.json there, so no finished training of ours")
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return TrainResult(
-        folder, json.loads(about.read_text(encoding="utf-8"))["metrics"], [json.loads(line) for line in lines if line]
+        folder,
+        json.loads(about.read_text(encoding="utf-8"))["metrics"],
+        [json.loads(line) for line in lines if line],
     )
 
 
@@ -116,7 +129,9 @@ def _claim(kind: str, variants: dict[str, list[Any]], config: Any, out_dir: Path
     """Marks `out_dir` as this training's; what another left there goes."""
     import shutil
 
-    rows = {name: [dataclasses.asdict(example) for example in examples] for name, examples in variants.items()}
+    rows = {
+        name: [dataclasses.asdict(example) for example in examples] for name, examples in variants.items()
+    }
     identity = stable_hash(kind, dataclasses.asdict(config), rows, provenance)
     marker = out_dir / "identity"
     if marker.is_file() and marker.read_text() == identity:
@@ -125,7 +140,9 @@ def _claim(kind: str, variants: dict[str, list[Any]], config: Any, out_dir: Path
         shutil.rmtree(out_dir / leftover, ignore_errors=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, examples in rows.items():
-        (out_dir / f"{name}.examples.json").write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
+        (out_dir / f"{name}.examples.json").write_text(
+            json.dumps(examples, ensure_ascii=False), encoding="utf-8"
+        )
     marker.write_text(identity)
 
 
@@ -144,7 +161,9 @@ def _worker(loop: dict[str, Any]) -> None:
     folder = Path(loop["out"])
     example_type, task_type = (GenExample, GenTask) if loop["kind"] == "gen" else (StreamExample, StreamTask)
     variants = {
-        name: read_rows(json.loads((folder / f"{name}.examples.json").read_text(encoding="utf-8")), example_type)
+        name: read_rows(
+            json.loads((folder / f"{name}.examples.json").read_text(encoding="utf-8")), example_type
+        )
         for name in loop["names"]
     }
     train_variants(task_type(loop["config"]), variants, folder, loop["provenance"])

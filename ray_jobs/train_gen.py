@@ -20,8 +20,9 @@ def train_gen(
 ) -> TrainResult:
     """Fine-tunes a generative guard under Ray Train and DeepSpeed, and its shuffled-labels control beside it.
 
-    `examples`: a Parquet file or a list of GenExample or dicts with id, group_id, prompt (the rendered moderation
-    instruction), answer and, optional, label. The guard lies in `out_dir/guard`, the control in `out_dir/control`.
+    `examples`: a Parquet file or a list of GenExample or dicts with id, group_id, prompt (the rendered
+    moderation instruction), answer and, optional, label. The guard lies in `out_dir/guard`, the control in
+    `out_dir/control`.
     """
     rows = read_rows(examples, GenExample)
     variants = {"guard": rows, **({CONTROL: shuffled_gen(rows, config.seed)} if control else {})}

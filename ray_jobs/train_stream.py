@@ -1,4 +1,4 @@
-"""The training of the streaming guard as a job: examples in, a checkpoint folder out (train/stream_task.py)."""
+"""The training of the streaming guard as a job: examples in, a checkpoint out (train/stream_task.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ def train_stream(
 ) -> TrainResult:
     """Trains a streaming guard under Ray Train and DeepSpeed, and its shuffled-labels control beside it.
 
-    `examples`: a Parquet file or a list of StreamExample or dicts with its fields (id, group_id, prompt; response,
-    history, query_risk, query_category, response_risk, response_category, onset). The guard lies in
+    `examples`: a Parquet file or a list of StreamExample or dicts with its fields (id, group_id, prompt;
+    response, history, query_risk, query_category, response_risk, response_category, onset). The guard lies in
     `out_dir/guard`, the control in `out_dir/control`.
     """
     rows = read_rows(examples, StreamExample)

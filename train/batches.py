@@ -1,8 +1,8 @@
 """Encoded samples as steps of packed rows: split by group, weighed by class, dealt by seed.
 
-The split, the packing and the order are functions of the seed and the samples alone, so every worker computes them
-alike and nothing is sent around. Held-out samples are whole groups: a prompt, its twin and its translations stay on
-one side.
+The split, the packing and the order are functions of the seed and the samples alone, so every worker computes
+them alike and nothing is sent around. Held-out samples are whole groups: a prompt, its twin and its
+translations stay on one side.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ def held_out_groups(groups: Sequence[str], share: float, seed: int) -> set[str]:
 
 
 def class_weights(labels: Sequence[str], balance: str) -> list[float]:
-    """A weight per sample, ~ its class's count ** -(0 | 1/2 | 1) for "none" | "sqrt" | "full", with mean 1."""
+    """A weight per sample, ~ class count ** -(0 | 1/2 | 1) for "none" | "sqrt" | "full"; the mean is 1."""
     if balance not in EXPONENTS:
         raise BadInput(f"class_balance is {balance!r}; it is one of {', '.join(EXPONENTS)}")
     counts = Counter(labels)

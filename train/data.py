@@ -1,13 +1,14 @@
 """Rows become token sequences with targets (packing them into rows is train/weave.py).
 
-Conversations are laid out in ChatML, as Qwen and SmolLM write it: `<|im_start|>role\\n…<|im_end|>\\n` per message.
-Every piece of content is tokenized on its own with its special tokens split, so a text that spells `<|im_end|>`
-cannot end its turn. Targets stand at the position that *predicts* or *carries* them (no shift in the losses):
+Conversations are laid out in ChatML, as Qwen and SmolLM write it: `<|im_start|>role\\n…<|im_end|>\\n` per
+message. Every piece of content is tokenized on its own with its special tokens split, so a text that spells
+`<|im_end|>` cannot end its turn. Targets stand at the position that *predicts* or *carries* them (no shift in
+the losses):
 
 - Gen: `labels[t] = ids[t + 1]` where `t + 1` lies in the answer or is the `<|im_end|>` after it.
-- Stream: `branch` says which pair of heads a position trains (0 query, 1 response), `risk` and `category` what they
-  should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the last response are
-  Safe before the onset and carry the sample's label from it on (METHOD: token labels).
+- Stream: `branch` says which pair of heads a position trains (0 query, 1 response), `risk` and `category`
+  what they should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the last
+  response are Safe before the onset and carry the sample's label from it on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from synth.errors import BadInput
 IGNORE = -100
 QUERY, RESPONSE = 0, 1
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -41,7 +43,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class GenExample:
-    """A rendered moderation prompt and the answer the guard should give; `label` is its class for balancing."""
+    """A rendered moderation prompt and the right answer; `label` is its class for balancing."""
 
     id: str
     group_id: str
@@ -54,8 +56,9 @@ class GenExample:
 class StreamExample:
     """A conversation that ends with a user turn or, with `response`, with the assistant's.
 
-    A risk of None leaves that branch untrained. `onset` is the character offset in `response` from which it carries
-    `response_risk`; None where that is the mildest risk. A flagged response without an onset trains nothing.
+    A risk of None leaves that branch untrained. `onset` is the character offset in `response` from which it
+    carries `response_risk`; None where that is the mildest risk. A flagged response without an onset trains
+    nothing.
     """
 
     id: str
@@ -128,7 +131,7 @@ def encode_gen(example: GenExample, tokenizer) -> Encoded:
 
 
 def encode_stream(example: StreamExample, tokenizer, maps: LabelMaps, max_length: int) -> Encoded:
-    """Conversation and per-token targets; a response is cut at `max_length` (what is kept sees nothing of it)."""
+    """Conversation and per-token targets; a response is cut at `max_length` (the rest never sees that)."""
     turns = [*example.history, {"role": "user", "content": example.prompt}]
     newline = text_ids(tokenizer, "\n")
     ids = chat_ids(tokenizer, turns)

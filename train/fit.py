@@ -1,10 +1,11 @@
 """One training loop for every guard: DeepSpeed, ZeRO 0-3, the same numbers on any number of workers.
 
-Each epoch's packed rows are grouped into steps of `batch_tokens` by the seed alone; a step's rows are dealt over the
-workers, and losses are sums divided by the whole step's target weight. So gradients, and the loss curve, do not
-depend on how many workers share the work (up to the order of float additions), and a resumed run draws nothing anew:
-the step number is all its state besides weights and moments. torch's AdamW (DeepSpeed's own compiles for minutes);
-linear warm-up, then linear decay to zero; optionally the epoch with the lowest held-out loss is kept.
+Each epoch's packed rows are grouped into steps of `batch_tokens` by the seed alone; a step's rows are dealt
+over the workers, and losses are sums divided by the whole step's target weight. So gradients, and the loss
+curve, do not depend on how many workers share the work (up to the order of float additions), and a resumed
+run draws nothing anew: the step number is all its state besides weights and moments. torch's AdamW
+(DeepSpeed's own compiles for minutes); linear warm-up, then linear decay to zero; optionally the epoch with
+the lowest held-out loss is kept.
 """
 
 import math
@@ -28,7 +29,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What every training has. `train_layers`: None trains all, 0 freezes the backbone, k trains its top k layers."""
+    """What every training has. `train_layers`: None for all, 0 for none of the backbone, or its top k."""
 
     backbone: str
     epochs: int = 3
@@ -89,8 +90,8 @@ def fit(
 ) -> FitResult:
     """Trains what `build` returns; every worker of an initialised process group calls it.
 
-    `loss_fn(module, batch)` returns a sum. `folder` (seen by all workers) holds resumable checkpoints; a run that
-    finds one there goes on from it.
+    `loss_fn(module, batch)` returns a sum. `folder` (seen by all workers) holds resumable checkpoints; a run
+    that finds one there goes on from it.
     """
     began = time.monotonic()
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -142,8 +143,8 @@ def _micros(plan: Sequence[Sequence[Sequence[Sequence[int]]]], config: FitConfig
 def _deepspeed() -> Any:
     """DeepSpeed, imported late: it settles on an accelerator when it is imported.
 
-    On a CPU its start-up probes every C++ operator and compiles one for shared memory (35 s with a compiler, a
-    failure without); nothing here uses them, so it is told that there are none.
+    On a CPU its start-up probes every C++ operator and compiles one for shared memory (35 s with a compiler,
+    a failure without); nothing here uses them, so it is told that there are none.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -229,7 +230,7 @@ def to_device(batch: Batch, device: Any) -> Batch:
 
 
 def full_state(engine: Any, zero_stage: int) -> State:
-    """Trained weights by name, whole, on the CPU of rank 0 (empty elsewhere); ZeRO-3 gathers them one by one."""
+    """Trained weights by name, whole, on the CPU of rank 0 (empty elsewhere); gathered one by one."""
     state: State = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:

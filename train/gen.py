@@ -1,8 +1,9 @@
 """The generative guard: supervised fine-tuning of a chat model on the policy's moderation instruction.
 
-The loss falls on the answer only (METHOD.md §6), and logits are computed only there: with a vocabulary of 49k the
-output layer is a fifth of SmolLM2's multiplications, and an answer is a tenth of its row. With `train_layers` = k the
-embeddings (tied to the output layer in small models), the output layer and the lower layers stay frozen.
+The loss falls on the answer only (METHOD.md §6), and logits are computed only there: with a vocabulary of 49k
+the output layer is a fifth of SmolLM2's multiplications, and an answer is a tenth of its row. With
+`train_layers` = k the embeddings (tied to the output layer in small models), the output layer and the lower
+layers stay frozen.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ class GenTask:
         self.names: dict[str, str] = {}
 
     def encode(self, examples: Sequence[GenExample]) -> tuple[list[Encoded], list[int]]:
-        """Samples, and the indices of the examples they come from; those longer than `max_length` are left out."""
+        """Samples, and the indices of the examples they come from; those longer than `max_length` are left
+        out."""
         samples = [encode_gen(example, self.tokenizer) for example in examples]
         kept = [i for i, sample in enumerate(samples) if len(sample) <= self.config.max_length]
         return [samples[i] for i in kept], kept

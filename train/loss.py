@@ -1,10 +1,11 @@
 """The guards' losses, as METHOD fixes them: pure functions of logits and targets.
 
 Gen: cross-entropy of the answer's tokens. Stream, one query position or one response of n tokens per sample:
-`Lq = CE(q-risk) + CE(q-cat)` and `Lr = 1/n Σ CE(r-risk) + CE(r-cat)`, a category term counting only where the true
-risk is not a safe one. n counts every labelled token of the response, so a category term weighs 1/n as its risk term.
-All return sums and the caller divides by the step's global count: shards of any size then add up to one exact mean.
-Deviation: samples may carry weights against class imbalance; with weights of 1 the formulas are exact.
+`Lq = CE(q-risk) + CE(q-cat)` and `Lr = 1/n Σ CE(r-risk) + CE(r-cat)`, a category term counting only where the
+true risk is not a safe one. n counts every labelled token of the response, so a category term weighs 1/n as
+its risk term. All return sums and the caller divides by the step's global count: shards of any size then add
+up to one exact mean. Deviation: samples may carry weights against class imbalance; with weights of 1 the
+formulas are exact.
 """
 
 from collections.abc import Sequence

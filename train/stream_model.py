@@ -5,13 +5,14 @@ For the last hidden state h of every token, with one branch for responses and on
 
 Two ways on disk, both safetensors only:
 
-- the published layout (`architectures: ["Qwen3ForGuardModel"]`, model_type "qwen3"), written for Qwen3 backbones:
-  parameter names, shapes and label maps are those of Qwen3Guard-Stream, and a round trip is bit-exact;
-- our own (`model_type: "guardmill_stream"`) for every other decoder: the same parameter names, and the backbone's
-  config nested as `backbone_config`.
+- the published layout (`architectures: ["Qwen3ForGuardModel"]`, model_type "qwen3"), written for Qwen3
+  backbones: names, shapes and label maps are those of Qwen3Guard-Stream, and a round trip is bit-exact;
+- our own (`model_type: "guardmill_stream"`) for every other decoder: the same parameter names, and the
+  backbone's config nested as `backbone_config`.
 
-`StreamGuard.from_pretrained` reads both. `AutoModel` reads ours once this module is imported; a published folder
-it would open as a bare Qwen3 model, since both say model_type "qwen3" and we leave that registration alone.
+`StreamGuard.from_pretrained` reads both. `AutoModel` reads ours once this module is imported; a published
+folder it would open as a bare Qwen3 model, since both say model_type "qwen3" and we leave that registration
+alone.
 """
 
 import json
@@ -60,7 +61,8 @@ def label_maps(
     strict: Sequence[str],
     loose: Sequence[str],
 ) -> LabelMaps:
-    """The heads' classes for a policy: its severities, category names per side, and what violates in each reading."""
+    """The heads' classes for a policy: its severities, category names per side, and what violates in each
+    reading."""
     return LabelMaps(
         class_order(risks, PUBLISHED_RISKS),
         class_order(response_categories, PUBLISHED_CATEGORIES),
@@ -200,7 +202,7 @@ class StreamGuard(PreTrainedModel):
         self.post_init()
 
     def heads(self, hidden: torch.Tensor, side: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-        """Risk and category logits [..., classes] of one branch ("" response, "query_" prompt) for [..., D]."""
+        """Risk and category logits [..., classes] of a branch ("" response, "query_" prompt) for [..., D]."""
         part = self.get_submodule
         x = part(f"{side}risk_level_category_pre")(hidden)
         x = part(f"{side}risk_level_category_layernorm")(x)
@@ -228,6 +230,19 @@ class StreamGuard(PreTrainedModel):
         response, query = self.heads(out.last_hidden_state), self.heads(out.last_hidden_state, "query_")
         return StreamGuardOutput(*response, *query, out.past_key_values)
 
+    def stream_moderate_from_ids(
+        self, token_ids: Any, role: str, stream_state: Any = None
+    ) -> tuple[dict, Any]:
+        """The published method, incremental: see train.stream.stream_moderate_from_ids."""
+        from train.stream import stream_moderate_from_ids  # late: that module imports this one
+
+        return stream_moderate_from_ids(self, token_ids, role, stream_state)
+
+    def close_stream(self, stream_state: Any) -> None:
+        """The published counterpart of starting a stream: its state takes no more tokens."""
+        if stream_state is not None:
+            stream_state.open = False
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "StreamGuard":
         """Reads our own layout and the published one (a folder whose config names Qwen3ForGuardModel)."""
@@ -237,7 +252,7 @@ class StreamGuard(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_guard(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Saves in the published layout for a Qwen3 backbone with three risk levels' maps, else in our own."""
+        """Saves in the published layout for a Qwen3 backbone under the published readings, else in ours."""
         self.save_pretrained(folder, state_dict=state_dict)
         if self.config.backbone_config.model_type == "qwen3" and reads_as_published(self.config):
             text = json.dumps(published_config(self.config), indent=2, ensure_ascii=False)

@@ -1,7 +1,8 @@
 """Training of the streaming guard: heads over a frozen, partly frozen or fully trained backbone.
 
-`train_layers` = 0 caches the backbone's last hidden states once and trains the heads on them in seconds; k trains the
-top k layers as well, None all of it. Logits are computed at labelled positions only. Losses: METHOD.md §6.
+`train_layers` = 0 caches the backbone's last hidden states once and trains the heads on them in seconds; k
+trains the top k layers as well, None all of it. Logits are computed at labelled positions only. Losses:
+METHOD.md §6.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """A decoder cut in two: the frozen lower part runs once per sample, the trained upper part on what it left.
 
-With only the top k layers trained, the input of layer n - k never changes, so it is computed once, written to one
-file that all worker processes map (one copy in the page cache, kept for later runs), and every epoch and every
-variant of the labels trains on it: the same numbers as running the whole model, at k / n of the price.
-Both halves share their modules with the whole model. `cut` checks itself on random tokens, since a decoder may do
-more than embed, stack layers and normalize (Gemma scales its embeddings): such a backbone is refused.
+With only the top k layers trained, the input of layer n - k never changes, so it is computed once, written to
+one file that all worker processes map (one copy in the page cache, kept for later runs), and every epoch and
+every variant of the labels trains on it: the same numbers as running the whole model, at k / n of the price.
+Both halves share their modules with the whole model. `cut` checks itself on random tokens, since a decoder
+may do more than embed, stack layers and normalize (Gemma scales its embeddings): such a backbone is refused.
 """
 
 import copy
@@ -23,14 +23,16 @@ from train.weave import neighbours, path_mask, sorted_distinct, weave
 
 @dataclass(frozen=True)
 class Cut:
-    """`lower` [B, L] tokens -> hidden [B, L, D]; `upper` hidden -> last hidden, None where nothing is left of it."""
+    """`lower` [B, L] tokens -> hidden [B, L, D]; `upper` hidden -> last hidden, None where nothing is left of
+    it."""
 
     lower: nn.Module
     upper: nn.Module | None
 
 
 def freeze_below(backbone: nn.Module, train_layers: int | None) -> None:
-    """Leaves only the top `train_layers` layers and the final norm trainable; None trains everything, 0 nothing."""
+    """Leaves only the top `train_layers` layers and the final norm trainable; None trains everything, 0
+    nothing."""
     if train_layers is None:
         return
     backbone.requires_grad_(False)
@@ -84,7 +86,7 @@ def _check(backbone: nn.Module, halves: Cut) -> None:
     )
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4):
         raise BadInput(
-            f"a {backbone.config.model_type} backbone cannot be cut into a frozen and a trained part: train all of it"
+            f"a {backbone.config.model_type} backbone cannot be cut in two: train all of it (train_layers=None)"
         )
 
 
@@ -99,8 +101,8 @@ def run(
 class Features:
     """Hidden states of samples in one memory-mapped file, written in shards by the workers and read by all.
 
-    Samples are woven into one prefix tree, so tokens that share everything before them share one place (and one
-    computation per row). Every process computes the same layout without talking.
+    Samples are woven into one prefix tree, so tokens that share everything before them share one place (and
+    one computation per row). Every process computes the same layout without talking.
     """
 
     def __init__(self, path: Path, samples: Sequence[Encoded], width: int) -> None:
@@ -122,7 +124,8 @@ class Features:
 
     @torch.no_grad()
     def fill(self, lower: nn.Module, rank: int, world: int, row_length: int = 512) -> int:
-        """Computes and writes this rank's share (every world-th row of neighbours); returns the tokens computed."""
+        """Computes and writes this rank's share (every world-th row of neighbours); returns the tokens
+        computed."""
         store = np.memmap(self.path, dtype=np.float32, mode="r+", shape=(self.total, self.width))
         device = next(lower.parameters()).device
         done = 0

@@ -1,8 +1,8 @@
 """Trains one guard and its controls in one go: same model, same order, other labels.
 
-The control of a training is itself with its labels dealt out at random among the examples (within a side, so that
-every answer keeps its form): what it scores is what the method scores without information. Variants share the
-process start-up and the frozen layers' features; each is built anew from the same weights and seed.
+The control of a training is itself with its labels dealt out at random among the examples (within a side, so
+that every answer keeps its form): what it scores is what the method scores without information. Variants
+share the process start-up and the frozen layers' features; each is built anew from the same weights and seed.
 """
 
 import json

@@ -1,12 +1,13 @@
 """Packing without attention across samples, and without computing a shared beginning twice.
 
-The samples of a row are woven into their prefix tree, laid out depth first: position q may attend to k where k lies
-on the path from the root to q. With depth-first order that is one number per token: `k <= q < end[k]`, where end[k]
-is where k's subtree ends. Position ids are depths. So every sample sees exactly its own tokens at their own positions,
-and what samples have in common (the moderation instruction before the conversation; a prompt under several
-responses) is computed once per row, forwards and backwards: its gradient is the sum over the samples, as it should be.
-Samples that share nothing give ordinary packing. Tree attention of this kind is known from speculative decoding
-(SpecInfer) and prefix-shared training; targets are a flat list, since one position may carry several.
+The samples of a row are woven into their prefix tree, laid out depth first: position q may attend to k where
+k lies on the path from the root to q. With depth-first order that is one number per token: `k <= q < end[k]`,
+where end[k] is where k's subtree ends. Position ids are depths. So every sample sees exactly its own tokens
+at their own positions, and what samples have in common (the moderation instruction before the conversation; a
+prompt under several responses) is computed once per row, forwards and backwards: its gradient is the sum over
+the samples, as it should be. Samples that share nothing give ordinary packing. Tree attention of this kind is
+known from speculative decoding (SpecInfer) and prefix-shared training; targets are a flat list, since one
+position may carry several.
 """
 
 import random
@@ -25,7 +26,7 @@ COMPARED = 4  # members of an open row a new sample is compared with; more only 
 
 @dataclass(frozen=True)
 class Woven:
-    """A row: token ids [L], their depth [L], where their subtree ends [L], and every sample's places in it."""
+    """A row: token ids, depths and subtree ends, each [L], and every sample's places in it."""
 
     ids: np.ndarray
     depth: np.ndarray
@@ -77,9 +78,11 @@ def path_mask(end: torch.Tensor) -> torch.Tensor:
 
 
 def pack(samples: Sequence[np.ndarray], row_length: int, seed: int, open_rows: int = 8) -> list[list[int]]:
-    """First-fit of the samples, in an order drawn from `seed`, into rows that weave to at most `row_length` tokens.
+    """First-fit of the samples, in an order drawn from `seed`, into rows that weave to at most `row_length`
+    tokens.
 
-    Only the last `open_rows` rows are tried, which keeps it linear. Raises BadInput for a sample longer than a row.
+    Only the last `open_rows` rows are tried, which keeps it linear. Raises BadInput for a sample longer than
+    a row.
     """
     order = list(range(len(samples)))
     random.Random(seed).shuffle(order)
@@ -102,7 +105,7 @@ def pack(samples: Sequence[np.ndarray], row_length: int, seed: int, open_rows: i
 
 
 def neighbours(samples: Sequence[np.ndarray], row_length: int) -> list[list[np.ndarray]]:
-    """Sorted samples cut into runs that weave to about `row_length` tokens (one longer sample makes its own)."""
+    """Sorted samples cut into runs that weave to about `row_length` tokens (a longer one stays alone)."""
     rows: list[list[np.ndarray]] = []
     size = 0
     for ids in samples:
@@ -119,8 +122,8 @@ def neighbours(samples: Sequence[np.ndarray], row_length: int) -> list[list[np.n
 def collate(rows: Sequence[Sequence[int]], samples: Sequence[Encoded]) -> Batch:
     """Woven rows as tensors: input_ids, position_ids, end [B, L]; per target entry [N] its place and values.
 
-    `at` is the flat place b * L + position; `segment` numbers the samples of the batch; `weight` is the sample's.
-    Padding attends to itself alone.
+    `at` is the flat place b * L + position; `segment` numbers the samples of the batch; `weight` is the
+    sample's. Padding attends to itself alone.
     """
     wovens = [weave([samples[i].ids for i in row]) for row in rows]
     length = max(len(woven.ids) for woven in wovens)
