@@ -168,7 +168,7 @@ def label_tokens(prefixes: Prefixes, outcome: Outcome, label: str, mildest: str)
 
 
 def evidence_rows(prefixes: Prefixes, state: State) -> Iterator[dict[str, Any]]:
-    """Rows of examined prefixes: prefix, token, char_end, violations, draws, judge_flag, judge_probability."""
+    """One row per examined prefix: counts of violations and draws, the judge's answer (None if unasked)."""
     for row in evidence(state):
         yield {
             "prefix": row.prefix,
