@@ -1,0 +1,144 @@
+"""Ballots: asking every voter about rows of one schema, and stacking the answers for label.vote.
+
+A head answers from one vector; any other model (instruct, guard, endpoint) is asked by `score` over the labels, through
+the policy's `voter` template, one question at a time. A model that fails on a row abstains there, and the failure is
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from label.vote import Ballots
+from label.verdict import render_conversation
+from ray_jobs.engine import Failure, Scores
+from ray_jobs.step import Failed, Work
+from ray_jobs.voters import conversation, item_text, side_categories
+from synth.ids import row_id
+from synth.policy import Policy, render
+
+
+def voter_roles(work: Work) -> list[str]:
+    """The roles that vote, in their order."""
+    return sorted(role for role in work.engines.roles if role.rpartition("-")[0] == "voter")
+
+
+def ask_voters(
+    work: Work, rows: list[dict[str, Any]], roles: Sequence[str], failed: list[Failed]
+) -> list[dict[str, Any]]:
+    """Ballot rows of every given voter on every row (columns id, group_id, side, prompt, history, response, thinking)."""
+    ballots = []
+    for side in work.policy.sides:
+        here = [row for row in rows if row["side"] == side]
+        for role in roles if here else []:
+            ask = ask_head if work.engines.get(role).model.kind == "head" else ask_model
+            ballots += ask(work, role, side, here, failed)
+    return ballots
+
+
+def ask_head(
+    work: Work, role: str, side: str, rows: list[dict[str, Any]], failed: list[Failed]
+) -> list[dict[str, Any]]:
+    """One score call answers severity, categories and refusal together."""
+    policy = work.policy
+    texts = [item_text(side, row["prompt"], row["history"], row["response"]) for row in rows]
+    severities = [f"{side}/severity/{name}" for name in policy.severity_names]
+    categories = [f"{side}/category/{category}" for category in side_categories(policy, side)]
+    refusal = ["response/refusal"] if policy.refusal and side == "response" else []
+    answers = work.engines.get(role).score(texts, [tuple(severities + categories + refusal)] * len(texts))
+    ballots = []
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, Failure):
+            failed.append(Failed(row["id"], row["group_id"], f"{role}: {answer.reason}", answer.raw))
+            ballots.append(ballot_row(row, role, side))
+            continue
+        values = list(answer.probabilities)
+        cut = len(severities), len(severities) + len(categories)
+        told = values[cut[1]] if refusal else None
+        ballots.append(ballot_row(row, role, side, values[: cut[0]], values[cut[0] : cut[1]], told))
+    return ballots
+
+
+def ask_model(
+    work: Work, role: str, side: str, rows: list[dict[str, Any]], failed: list[Failed]
+) -> list[dict[str, Any]]:
+    """Severity, category and refusal asked of a language model, one score call each."""
+    policy = work.policy
+    names = {c.id: c.name for c in policy.categories}
+    labels = {
+        "severity": tuple(policy.severity_names),
+        "category": tuple(names[category] for category in side_categories(policy, side)),
+    }
+    if policy.refusal and side == "response":
+        labels["refusal"] = ("Yes", "No")
+    told = {question: ask_question(work, role, side, rows, question, ls) for question, ls in labels.items()}
+    ballots = []
+    for at, row in enumerate(rows):
+        answers = {question: scores[at] for question, scores in told.items()}
+        broken = [a for a in answers.values() if isinstance(a, Failure)]
+        if broken:
+            failed.append(Failed(row["id"], row["group_id"], f"{role}: {broken[0].reason}", broken[0].raw))
+            ballots.append(ballot_row(row, role, side))
+            continue
+        read = {q: list(a.probabilities) for q, a in answers.items() if isinstance(a, Scores)}
+        refusal = read["refusal"][0] if "refusal" in read else None
+        ballots.append(ballot_row(row, role, side, read["severity"], read["category"], refusal))
+    return ballots
+
+
+def ask_question(
+    work: Work, role: str, side: str, rows: list[dict[str, Any]], question: str, labels: tuple[str, ...]
+) -> list[Scores | Failure]:
+    prompts: list[Any] = []
+    for row in rows:
+        turns = conversation(side, row["prompt"], row["history"], row["response"], row["thinking"])
+        text = render(
+            work.policy, "voter", side=side, conversation=render_conversation(turns), question=question
+        )
+        prompts.append([{"role": "user", "content": text}])
+    return work.engines.get(role).score(prompts, [labels] * len(prompts))
+
+
+def ballot_row(
+    row: dict[str, Any],
+    voter: str,
+    side: str,
+    severity: list[float] | None = None,
+    category: list[float] | None = None,
+    refusal: float | None = None,
+) -> dict[str, Any]:
+    """A ballot; without `severity` it is an abstention."""
+    return {
+        "id": row_id(row["id"], "ballot", voter),
+        "parent_id": row["id"],
+        "group_id": row["group_id"],
+        "voter": voter,
+        "side": side,
+        "severity": severity,
+        "category": category,
+        "refusal": refusal,
+        "raw": "",
+    }
+
+
+def stack_ballots(
+    policy: Policy, side: str, voters: Sequence[str], ids: Sequence[str], ballots: list[dict[str, Any]]
+) -> Ballots:
+    """Ballots of `voters` on the rows `ids`, in that order; a missing or empty one is an abstention (NaN)."""
+    categories = len(side_categories(policy, side))
+    severity = np.full((len(ids), len(voters), len(policy.severity_names)), np.nan)
+    category = np.full((len(ids), len(voters), categories), np.nan)
+    refusal = np.full((len(ids), len(voters)), np.nan)
+    place = {row: i for i, row in enumerate(ids)}
+    column = {voter: v for v, voter in enumerate(voters)}
+    for ballot in ballots:
+        at = place.get(ballot["parent_id"]), column.get(ballot["voter"])
+        if at[0] is None or at[1] is None or ballot["severity"] is None:
+            continue
+        severity[at], category[at] = ballot["severity"], ballot["category"]
+        refusal[at] = np.nan if ballot["refusal"] is None else ballot["refusal"]
+    asked = policy.refusal and side == "response"
+    return Ballots(tuple(voters), policy.severity_names, severity, category, refusal if asked else None)

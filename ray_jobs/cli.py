@@ -1,0 +1,174 @@
+"""The `guardmill` command. Exit codes: 0 done, 1 failed, 2 wrong use. Figures go to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from synth.errors import BadInput
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every failure that has a cause a user can act on is one sentence on stderr."""
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        options.command(options)
+    except BadInput as problem:
+        print(f"guardmill: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except (RuntimeError, OSError) as problem:
+        if not expected(problem) or os.environ.get("GUARDMILL_TRACEBACK"):
+            raise
+        print(f"guardmill: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def expected(problem: BaseException) -> bool:
+    """Whether an error carries its own sentence: a failed step, a busy or broken store, a dead engine, a full disk."""
+    from ray_jobs.engine.calls import EngineDied
+    from ray_jobs.step import StepFailed
+    from ray_jobs.store import StoreError
+
+    return isinstance(problem, StepFailed | StoreError | EngineDied | OSError)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    add_run(commands)
+    add_data(commands)
+    add_files(commands)
+    add_guards(commands)
+    add_policy(commands)
+    return top
+
+
+def add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], about: str) -> Any:
+    one = commands.add_parser(name, help=about, description=about)
+    one.set_defaults(command=command)
+    return one
+
+
+def add_run(commands: Any) -> None:
+    from ray_jobs import commands_run as run
+
+    for name, command, about in (
+        ("run", run.run, "run a recipe from the policy to the report; what is done is not done again"),
+        ("plan", run.plan, "show which steps are cached and which would run, and at what price"),
+    ):
+        one = add(commands, name, command, about)
+        one.add_argument("recipe", help="a recipe's name: tiny, local, …")
+        one.add_argument("--root", help="where tables live (a folder or s3://…); default: mill/RECIPE")
+        one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
+        one.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE",
+                         help="rows of your own (JSONL, Parquet, CSV) as a further source; may be repeated")  # fmt: skip
+        one.add_argument("--until", metavar="STEP", help="stop after this step")
+        one.add_argument("--json", action="store_true", help="print the result as JSON")
+    one = add(commands, "report", run.report, "write the newest report of a root to a file")
+    one.add_argument("out", help="the HTML file to write")
+    one.add_argument("--root", default="mill/local")
+    one = add(commands, "vote", run.vote, "what the votes are worth on the gold set")
+    one.add_argument("--root", default="mill/local")
+    one.add_argument("--audit", action="store_true", help="per voter: confusion, agreement, what each adds")
+    one.add_argument("--json", action="store_true")
+    one = add(commands, "show", run.show, "print a table's rows; token labels with the boundary marked in the text")
+    one.add_argument("table")
+    one.add_argument("id", nargs="?")
+    one.add_argument("-n", type=int, default=10)
+    one.add_argument("--root", default="mill/local")
+
+
+def add_data(commands: Any) -> None:
+    from ray_jobs import commands_data as data
+
+    top = commands.add_parser("data", help="tables: ls, log, show, tag, untag, pull, diff, lineage, clean")
+    actions = top.add_subparsers(required=True, metavar="ACTION")
+    for name, command, about, arguments in (
+        ("ls", data.ls, "all tables and their newest versions", ()),
+        ("log", data.log, "every version of a table: who made it, from what, at what price", ("table",)),
+        ("show", data.show, "a version's schema and provenance", ("ref",)),
+        ("tag", data.tag, "name a version", ("ref", "tag")),
+        ("untag", data.untag, "take a name off", ("table", "tag")),
+        ("pull", data.pull, "fetch an exact version as files, verified and resumable", ("ref", "folder")),
+        ("diff", data.diff, "rows added, removed and changed between two versions", ("a", "b")),
+        ("lineage", data.lineage, "a row and all it was made from, back to the seed", ("ref", "id")),
+        ("clean", data.clean, "remove versions beyond the newest N that nothing refers to", ("keep",)),
+    ):
+        one = add(actions, name, command, about)
+        for argument in arguments:
+            one.add_argument(argument, type=int if argument == "keep" else str)
+        one.add_argument("--root", default="mill/local", help="where tables live; default: mill/local")
+        one.add_argument("--json", action="store_true", help="print JSON")
+        if name == "pull":
+            one.add_argument("--format", choices=("parquet", "jsonl", "lance"), default="parquet")
+        if name == "lineage":
+            one.add_argument("--children", action="store_true", help="what was made from the row instead")
+        if name == "clean":
+            one.add_argument("--dry-run", action="store_true")
+
+
+def add_files(commands: Any) -> None:
+    from ray_jobs import commands_files as files
+
+    one = add(commands, "dedup", files.dedup, "remove near-duplicates from a file of your own")
+    one.add_argument("input")
+    one.add_argument("output")
+    one.add_argument("--text", required=True, metavar="COLUMN")
+    one.add_argument("--label", metavar="COLUMN", help="rows with different labels never merge")
+    one.add_argument("--threshold", type=float, default=0.7)
+    one.add_argument("--ngram", type=int, help="words per shingle; default: by the length of the text")
+    one.add_argument("--perms", type=int, default=128)
+    one.add_argument("--against", nargs="*", default=[], metavar="FILE", help="drop rows near these evaluation sets")
+    one.add_argument("--duplicates", metavar="FILE", help="write what was removed, and why")
+    one = add(commands, "mixing", files.mixing, "find foreign words in texts that claim one language")
+    one.add_argument("input")
+    one.add_argument("output")
+    one.add_argument("--text", required=True, metavar="COLUMN")
+    one.add_argument("--lang", required=True, metavar="COLUMN")
+    one.add_argument("--source", metavar="COLUMN", help="the text that was translated")
+
+
+def add_guards(commands: Any) -> None:
+    from ray_jobs import commands_guards as guards
+
+    one = add(commands, "moderate", guards.moderate, "a streaming guard's verdict on a prompt and on every token")
+    one.add_argument("checkpoint", help="a checkpoint folder, or a root's table such as stream_guard@v1")
+    one.add_argument("--prompt", help="the user's turn; without it, JSON lines are read from stdin")
+    one.add_argument("--response", default="", help="the assistant's turn")
+    one.add_argument("--reading", choices=("strict", "loose"), default="strict")
+    one.add_argument("--root", default="mill/local")
+    one.add_argument("--json", action="store_true")
+
+
+def add_policy(commands: Any) -> None:
+    from ray_jobs import commands_policy as policy
+
+    top = commands.add_parser("policy", help="written policies: lint, show, diff, new")
+    actions = top.add_subparsers(required=True, metavar="ACTION")
+    one = add(actions, "lint", policy.lint, "findings, one sentence each; exit code 1 when there are any")
+    one.add_argument("policy")
+    one = add(actions, "show", policy.show, "the taxonomy as a tree, with counts")
+    one.add_argument("policy")
+    one = add(actions, "diff", policy.diff, "what changed between two policies")
+    one.add_argument("a")
+    one.add_argument("b")
+    one = add(actions, "new", policy.new, "write a skeleton policy and gold set that pass lint")
+    one.add_argument("name")
+    one.add_argument("--folder", default=".")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

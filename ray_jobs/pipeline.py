@@ -1,0 +1,86 @@
+"""The whole mill, top to bottom: from the written policy to two scored guards.
+
+    ray job submit --working-dir . -- python -m ray_jobs.pipeline --recipe local --root ROOT
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ray_jobs import (
+    combiner,
+    controversial,
+    dedup,
+    distilled,
+    evaluation,
+    gen_guard,
+    gold,
+    prompts,
+    responses,
+    seeds,
+    stream_guard,
+    translations,
+    voters,
+    votes,
+)
+from ray_jobs.recipes import Recipe, named
+from ray_jobs.step import Run, Step, run_steps
+from ray_jobs.store import Store, TableVersion
+from synth.errors import BadInput
+from synth.policy import Policy, load_policy
+
+
+def steps(recipe: Recipe, policy: Policy) -> list[Step]:
+    """The flow. A policy with one side has no responses, and so no token labels and no streaming guard."""
+    answers = "response" in policy.sides
+    return [
+        seeds.step(recipe.seeds),
+        gold.step(recipe.gold),
+        prompts.step(recipe.prompts),
+        dedup.step(recipe.dedup),
+        *([responses.step(recipe.responses)] if answers else []),
+        voters.step(recipe.voters),
+        combiner.step(recipe.combiner),
+        votes.step(recipe.votes, policy.sides),
+        translations.step(recipe.translations),
+        controversial.step(recipe.controversial),
+        distilled.step(recipe.distilled),
+        gen_guard.step(recipe.gen_guard),
+        evaluation.step(recipe.evaluation),
+    ]
+
+
+def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) -> dict[str, TableVersion]:
+    """Run a recipe on a root, alone: every step to its committed version. BadInput for an unknown step."""
+    flow = steps(recipe, policy)
+    names = [step.name for step in flow]
+    if until is not None and until not in names:
+        raise BadInput(f"unknown step {until!r}; the recipe {recipe.name} has {', '.join(names)}")
+    if until is not None:
+        flow = flow[: names.index(until) + 1]
+    run = Run(
+        Store(root),
+        policy,
+        recipe.seed,
+        recipe.roles,
+        recipe.error_budget,
+        recipe.unit_cpus,
+        recipe.local_cpus,
+    )
+    with run.store.lock():
+        return run_steps(flow, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--root", help="where tables live (a folder or s3://…); default: mill/RECIPE")
+    parser.add_argument("--until", help="stop after this step")
+    options = parser.parse_args(arguments)
+    recipe = named(options.recipe)
+    mill(recipe, load_policy(recipe.policy), options.root or f"mill/{recipe.name}", options.until)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Recipes: functions that return one frozen Recipe. A variant overrides a few fields of another.
+
+A recipe binds roles to models and holds the config of every step. Nothing in a step names a model.
+
+tiny        the whole flow in about a minute, for tests
+local       the whole flow on two cores without a GPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from ray_jobs.combiner import CombinerConfig
+from ray_jobs.controversial import ControversialConfig
+from ray_jobs.dedup import DedupJobConfig
+from ray_jobs.distilled import DistilledConfig
+from ray_jobs.engine import Model, Sampling
+from ray_jobs.evaluation import EvaluationConfig
+from ray_jobs.gen_guard import GuardConfig
+from ray_jobs.gold import GoldConfig
+from ray_jobs.prompts import PromptsConfig
+from ray_jobs.responses import ResponsesConfig
+from ray_jobs.seeds import SeedsConfig
+from ray_jobs.translations import TranslationsConfig, apertium_version
+from ray_jobs.voters import VotersConfig
+from ray_jobs.votes import VotesConfig
+from synth.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of the mill. `error_budget`: the share of failed rows above which a step fails."""
+
+    name: str
+    policy: str
+    roles: Mapping[str, Model]
+    seed: int = 17
+    error_budget: float = 0.01
+    unit_cpus: float = 0.25
+    local_cpus: int = 4
+    seeds: SeedsConfig = SeedsConfig()
+    gold: GoldConfig = GoldConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    dedup: DedupJobConfig = DedupJobConfig()
+    responses: ResponsesConfig = ResponsesConfig()
+    voters: VotersConfig = VotersConfig()
+    combiner: CombinerConfig = CombinerConfig()
+    votes: VotesConfig = VotesConfig()
+    translations: TranslationsConfig = TranslationsConfig()
+    controversial: ControversialConfig = ControversialConfig()
+    distilled: DistilledConfig = DistilledConfig()
+    gen_guard: GuardConfig = GuardConfig()
+    stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=20, lr=1e-3)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def local() -> Recipe:
+    """Two cores, no GPU: SmolLM2-135M writes and rolls out, fitted heads vote and judge, our own guards guard."""
+    smollm2 = Model("local", "smollm2-135m", "base")
+    return Recipe(
+        name="local",
+        policy="safety",
+        roles={
+            "writer": smollm2,
+            "base_writer": smollm2,
+            "responder": replace(smollm2, kind="instruct"),
+            "embedder": Model("local", "minilm", "embedder"),
+            "hidden": Model("local", "smollm2-135m", "embedder", options=(("layer", 20),)),
+            "teacher": Model("local", "minilm", "embedder"),
+            "backbone": Model("local", "smollm2-135m", "base"),
+            "gen_guard": Model("local", "@gen_guard/guard", "gen_guard"),
+            "gen_guard_control": Model("local", "@gen_guard/control", "gen_guard"),
+            "voter-1": Model("local", "@voters/embed", "head"),
+            "voter-2": Model("local", "@voters/hidden", "head"),
+            "voter-3": Model("local", "@voters/char_ngrams", "head"),
+        },
+        translations=TranslationsConfig(program=apertium_version()),
+        responses=ResponsesConfig(share=0.4, sampling=Sampling(max_tokens=40, temperature=0.8)),
+    )
+
+
+def tiny() -> Recipe:
+    """The same flow on a few leaves and rows, for tests."""
+    recipe = local()
+    leaves = ("violent.weapons", "illegal.theft")
+    return replace(
+        recipe,
+        name="tiny",
+        roles={role: model for role, model in recipe.roles.items() if role != "voter-2"},
+        seeds=SeedsConfig(leaves=leaves),
+        gold=GoldConfig(limit=120),
+        prompts=PromptsConfig(self_instruct=1, keyword=1, rounds=1),
+        responses=replace(recipe.responses, share=0.3, sampling=Sampling(max_tokens=16, temperature=0.8)),
+        voters=VotersConfig(folds=3, features=("embed", "char_ngrams")),
+        gen_guard=GuardConfig(rows=48, epochs=1),
+        stream_guard=GuardConfig(rows=96, epochs=3, train_layers=0),
+    )
+
+
+ALL: Mapping[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (tiny, local)}
+
+
+def named(name: str) -> Recipe:
+    """The recipe called `name`. BadInput lists those there are."""
+    if name not in ALL:
+        raise BadInput(f"unknown recipe {name!r}; there are {', '.join(ALL)}")
+    return ALL[name]()

@@ -1,0 +1,237 @@
+"""Running steps: find what is done, do what is not, commit once, side tables first."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.progress import Progress
+from ray_jobs.step.artifacts import checkpoint_of, resolve_model
+from ray_jobs.step.definition import Step, Work, identifying, resolve_roles, step_identity
+from ray_jobs.step.units import QUARANTINE, Unit, add_up, cut_units, finished, record_path, run_unit
+from ray_jobs.store import Provenance, Store, TableVersion
+from synth.ids import stable_hash
+from synth.policy import Policy
+
+if TYPE_CHECKING:
+    from ray_jobs.engine import Engines, Model
+
+
+class StepFailed(RuntimeError):
+    """A step that lost more rows than its budget, or whose work raised. What is finished stays finished."""
+
+
+@dataclass
+class Run:
+    """One recipe on one root: the store, the policy, the bound models, and the versions this run has reached."""
+
+    store: Store
+    policy: Policy
+    seed: int
+    roles: Mapping[str, Model]
+    error_budget: float = 0.01
+    unit_cpus: float = 0.25
+    local_cpus: int = 4
+    progress: Progress = field(default_factory=Progress)
+    versions: dict[str, TableVersion] = field(default_factory=dict)
+    opened: list[Engines] = field(default_factory=list)
+
+    @cached_property
+    def code_revision(self) -> str:
+        """The git commit of a checkout, else the installed version."""
+        here = Path(__file__).parent
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            return git.stdout.strip()
+        from importlib.metadata import version
+
+        return version("guardmill")
+
+    def version(self, name: str) -> TableVersion:
+        """The version of `name` this run works on: the one it made or found, else the newest in the store."""
+        if name not in self.versions:
+            self.versions[name] = self.store.resolve(name)
+        return self.versions[name]
+
+    def weights(self, step: Step) -> dict[str, str]:
+        """What names the weights of each of the step's roles: for a checkpoint of this mill its sha256."""
+        from ray_jobs.engine import fingerprint
+
+        bound = resolve_roles(step, self.roles)
+        found = {role: checkpoint_of(model, self.store, self.version) for role, model in bound.items()}
+        return {role: row["sha256"] if row else fingerprint(bound[role]) for role, row in found.items()}
+
+    def models(self, step: Step) -> dict[str, Model]:
+        """The step's roles with checkpoints of this mill resolved to local, verified folders."""
+        bound = resolve_roles(step, self.roles)
+        return {role: resolve_model(model, self.store, self.version) for role, model in bound.items()}
+
+    def release(self, coming: list[Step]) -> None:
+        """End the engines that no coming step uses: their memory belongs to the next one."""
+        from ray_jobs.engine import actor_name
+
+        wanted = {model for step in coming for model in resolve_roles(step, self.roles).values()}
+        kept = {actor_name(model) for model in wanted if not model.name.startswith("@")}
+        for engines in self.opened:
+            engines.shutdown(kept)
+        self.opened = self.opened if coming else []
+
+    def start_ray(self) -> None:
+        """Start Ray here, or join the cluster that submitted this job. Local Ray gets more logical CPUs than cores:
+        trainer workers that hold them all would starve Ray Data for ever."""
+        import logging
+        import os
+
+        import ray
+
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            local = {"num_cpus": self.local_cpus, "include_dashboard": False, "object_store_memory": 512 << 20}
+            where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
+            ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def run_steps(steps: list[Step], run: Run) -> dict[str, TableVersion]:
+    """Run `steps` in order; each is a no-op when it is done. Returns the version of every main table."""
+    try:
+        for at, step in enumerate(steps):
+            for name, version in run_step(step, run).items():
+                run.versions[name] = version
+            run.release(steps[at + 1 :])
+    finally:
+        run.release([])
+    return dict(run.versions)
+
+
+def run_step(step: Step, run: Run) -> dict[str, TableVersion]:
+    """Bring one step to its committed versions, main table first, doing only what is not done yet."""
+    from ray_jobs.engine import Engines
+
+    versions = {name: run.version(name) for name in (*step.inputs, *step.sides)}
+    weights = run.weights(step)
+    identity = step_identity(step, run.policy, run.seed, weights, versions)
+    done = committed(run.store, step, identity)
+    if done:
+        run.progress.cached(step.name, done[step.main].rows)
+        return done
+    run.start_ray()
+    engines = Engines(run.models(step))
+    run.opened.append(engines)
+    work = Work("all", identity, {}, step.config, run.policy, run.seed, engines, run.store, versions)
+    records = list(_records(step, run, work, weights))
+    return _commit(step, run, identity, versions, records)
+
+
+def committed(store: Store, step: Step, identity: str) -> dict[str, TableVersion]:
+    """The versions of the step's tables that carry `identity`; empty when its main table has none."""
+    main = store.find(step.main, identity)
+    if main is None:
+        return {}
+    sides = {name: store.find(name, identity) for name in step.tables if name != step.main}
+    return {step.main: main, **{name: version for name, version in sides.items() if version is not None}}
+
+
+def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The records of all the step's units: those found finished, then those run now."""
+    if step.cut is None:
+        units = [Unit("all", work.identity, {}, frozenset())]
+    else:
+        units = cut_units(step, run.policy, run.seed, weights, run.store, work.versions)
+    found = {unit.key: finished(run.store, step, unit.identity) for unit in units}
+    pending = [unit for unit in units if found[unit.key] is None]
+    with run.progress.step(step.name, len(units), len(units) - len(pending)) as bar:
+        yield from (record for record in found.values() if record is not None)
+        if not pending:
+            return
+        if step.cut is None:
+            yield run_unit(step, pending[0], work)
+            bar.advance()
+            return
+        for role in work.engines.roles:
+            work.engines.get(role)
+        for record in _run_on_ray(step, pending, work, run.unit_cpus):
+            bar.advance()
+            yield record
+
+
+def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Iterator[dict[str, Any]]:
+    """Run units as tasks of one Ray Data pipeline; each writes its own fragments, only records come back."""
+    import json
+
+    import ray
+
+    shared = ray.put((step, units, work))  # engines travel by the names of their actors
+
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        the_step, the_units, the_work = ray.get(shared)
+        record = run_unit(the_step, the_units[row["item"]], the_work)
+        return {"record": json.dumps(record)}
+
+    pipeline = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units)).map(
+        task, num_cpus=cpus
+    )
+    for row in pipeline.iter_rows():
+        yield json.loads(row["record"])
+
+
+def _commit(
+    step: Step, run: Run, identity: str, versions: Mapping[str, TableVersion], records: list[dict[str, Any]]
+) -> dict[str, TableVersion]:
+    """Check the error budget, commit side tables, then the main one. The main commit is the step's success."""
+    fragments, totals = add_up(records)
+    provenance = Provenance(
+        step=step.name,
+        identity=identity,
+        config=identifying(step.config),
+        policy_hash=stable_hash(step.reads(run.policy, None)),
+        inputs={name: version.ref for name, version in versions.items()},
+        code_revision=run.code_revision,
+        counts={
+            "in": totals["in"],
+            "out": totals["rows"].get(step.main, 0),
+            "failed": totals["failed"],
+            "dropped": totals["dropped"],
+        },
+        tokens=totals["usage"].get("prompt_tokens", 0) + totals["usage"].get("completion_tokens", 0),
+        calls=totals["usage"].get("calls", 0),
+        seconds=totals["seconds"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    quarantine = f"{step.name}_quarantine"
+    sides = [(name, schema) for name, schema in step.tables.items() if name != step.main]
+    if fragments.get(quarantine):
+        sides.append((quarantine, QUARANTINE))
+    made = {
+        name: run.store.find(name, identity)
+        or run.store.commit(name, schema, fragments.get(name, []), provenance)
+        for name, schema in sides
+    }
+    _check_budget(step, run, totals, records)
+    version = run.store.commit(step.main, step.tables[step.main], fragments.get(step.main, []), provenance)
+    run.progress.finished(step.name, provenance)
+    return {step.main: version, **made}
+
+
+def _check_budget(step: Step, run: Run, totals: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Fail when too many rows failed; the units that hold them are forgotten, so that a rerun tries them again."""
+    seen = max(totals["in"], totals["rows"].get(step.main, 0) + totals["failed"], 1)
+    share = totals["failed"] / seen
+    if share <= run.error_budget:
+        return
+    for record in records:
+        if record["failed"]:
+            run.store.remove_json(record_path(step, record["identity"]))
+    raise StepFailed(
+        f"step {step.name}: {totals['failed']} of {seen} rows failed ({share:.1%}, budget {run.error_budget:.1%}); "
+        f"reasons and raw texts are in table {step.name}_quarantine"
+    )

@@ -1,0 +1,258 @@
+"""voters: fitted heads that can vote where no instruct model is at hand.
+
+For each kind of features (sentence embeddings, a language model's hidden states, character n-grams) one head answers
+severity, every category and refusal, on both sides. It is fitted on the `fit` part of the gold set and on the written
+rows (seeds, pairs, sketches). The ballots that the combination is fitted on are out-of-fold: each gold row is
+answered by a head that saw none of its group.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from label.verdict import render_conversation
+from ray_jobs.step import Output, Step, Work
+from ray_jobs.step.artifacts import CHECKPOINT, checkpoint_row
+from ray_jobs.store import table_schema
+from synth.errors import BadInput
+from synth.ids import row_id, stable_hash
+from synth.policy import Policy
+
+if TYPE_CHECKING:
+    from ray_jobs.engine.head import Output as HeadOutput
+
+# One voter's answer on one row: probabilities over the severities, per category of the row's side, and of refusal
+# (null where not asked). Nulls in `severity` are an abstention; `raw` is what a model said.
+BALLOT = table_schema(
+    [
+        pa.field("voter", pa.string()),
+        pa.field("side", pa.string()),
+        pa.field("severity", pa.list_(pa.float64())),
+        pa.field("category", pa.list_(pa.float64())),
+        pa.field("refusal", pa.float64()),
+        pa.field("raw", pa.string()),
+    ]
+)
+FEATURE_ROLES = {"embed": "embedder", "hidden": "hidden", "char_ngrams": ""}
+
+
+@dataclass(frozen=True)
+class VotersConfig:
+    """`features` of the heads to fit, one voter each; `folds` for the out-of-fold ballots."""
+
+    features: tuple[str, ...] = ("embed", "hidden", "char_ngrams")
+    folds: int = 5
+
+
+def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
+    return policy.slice_labels()
+
+
+def step(config: VotersConfig) -> Step:
+    roles = tuple(FEATURE_ROLES[name] for name in config.features if FEATURE_ROLES[name])
+    tables = {"voters": CHECKPOINT, "head_ballots": BALLOT}
+    return Step("voters", run, config, tables, sides=("gold", "seeds", "written_responses"), roles=roles, reads=reads)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text to be judged. `categories` are ids; None labels are unknown."""
+
+    id: str
+    group_id: str
+    side: str
+    text: str
+    severity: str = ""
+    categories: tuple[str, ...] = ()
+    refusal: bool | None = None
+
+
+def item_text(side: str, prompt: str, history: Sequence[dict[str, str]], response: str) -> str:
+    """What a head reads: the prompt itself when it stands alone, else the conversation."""
+    if side == "prompt" and not history:
+        return prompt
+    return render_conversation(conversation(side, prompt, history, response))
+
+
+def conversation(
+    side: str, prompt: str, history: Sequence[dict[str, str]], response: str, thinking: str = ""
+) -> list[dict[str, str]]:
+    """The turns up to the text under judgement; thinking text stands before the answer."""
+    turns = [*history, {"role": "user", "content": prompt}]
+    if side == "response":
+        answer = f"<think>{thinking}</think>\n{response}" if thinking else response
+        turns.append({"role": "assistant", "content": answer})
+    return turns
+
+
+def gold_items(rows: list[dict[str, Any]]) -> list[Item]:
+    return [
+        Item(
+            row["id"],
+            row["group_id"],
+            row["side"],
+            item_text(row["side"], row["prompt"], row["history"], row["response"]),
+            row["severity"],
+            tuple(row["categories"]),
+            row["refusal"],
+        )
+        for row in rows
+    ]
+
+
+def written_items(prompts: list[dict[str, Any]], responses: list[dict[str, Any]], mildest: str) -> list[Item]:
+    """Seeds, pairs, sketches and labelled imports as labelled items."""
+    items = []
+    for side, rows in (("prompt", prompts), ("response", responses)):
+        for row in (row for row in rows if row["human"]):
+            prompt, answer = (row["text"], "") if side == "prompt" else (row["prompt"], row["text"])
+            categories = (row["category"],) if row["human"] != mildest and row["category"] else ()
+            text = item_text(side, prompt, row["history"], answer)
+            items.append(
+                Item(row["id"], row["group_id"], side, text, row["human"], categories, row.get("refusal"))
+            )
+    return items
+
+
+def questions(policy: Policy) -> list[HeadOutput]:
+    """What a head answers. Labels carry side and question, so that one head serves both sides."""
+    from ray_jobs.engine.head import Output as HeadOutput
+
+    outputs = []
+    for side in policy.sides:
+        severity = tuple(f"{side}/severity/{name}" for name in policy.severity_names)
+        outputs.append(HeadOutput(f"{side}.severity", severity))
+        for category in side_categories(policy, side):
+            name = f"{side}/category/{category}"
+            outputs.append(HeadOutput(f"{side}.category.{category}", (f"{name}/no", name)))
+    if policy.refusal:
+        outputs.append(HeadOutput("response.refusal", ("response/refusal/no", "response/refusal")))
+    return outputs
+
+
+def side_categories(policy: Policy, side: str) -> list[str]:
+    return [category.id for category in policy.categories if side in category.sides]
+
+
+def targets(policy: Policy, items: list[Item]) -> dict[str, np.ndarray]:
+    """Label indices per head output, -1 where an item has no answer to the question."""
+    names = list(policy.severity_names)
+    found: dict[str, np.ndarray] = {}
+    for side in policy.sides:
+        here = [item.side == side for item in items]
+        found[f"{side}.severity"] = _indices(here, [names.index(item.severity) for item in items])
+        for category in side_categories(policy, side):
+            named = [int(category in item.categories) for item in items]
+            found[f"{side}.category.{category}"] = _indices(here, named)
+    if policy.refusal:
+        told = [item.side == "response" and item.refusal is not None for item in items]
+        found["response.refusal"] = _indices(told, [int(bool(item.refusal)) for item in items])
+    return found
+
+
+def _indices(known: list[bool], values: list[int]) -> np.ndarray:
+    return np.array([value if there else -1 for there, value in zip(known, values, strict=True)])
+
+
+def run(work: Work) -> Output:
+    """Fit one head per kind of features; out-of-fold ballots of the gold rows beside them."""
+    gold = gold_items([row for row in work.read("gold").to_pylist() if row["split"] == "fit"])
+    if not gold:
+        return Output({"voters": []})
+    written = written_items(
+        work.read("seeds").to_pylist(), work.read("written_responses").to_pylist(), work.policy.mildest
+    )
+    ballots: list[dict[str, Any]] = []
+    checkpoints: list[dict[str, Any]] = []
+    for features in work.config.features:
+        vectors = feature_vectors(work, features, [item.text for item in [*gold, *written]])
+        ballots += out_of_fold(work, features, gold, written, vectors)
+        checkpoints.append(fit_and_store(work, features, [*gold, *written], vectors))
+    return Output({"voters": checkpoints, "head_ballots": ballots})
+
+
+def feature_vectors(work: Work, features: str, texts: list[str]) -> np.ndarray:
+    """[n, D] float32."""
+    from ray_jobs.engine import Failure
+    from ray_jobs.engine.head import ngram_vectors
+
+    if not FEATURE_ROLES[features]:
+        return ngram_vectors(texts)
+    vectors = work.engines.get(FEATURE_ROLES[features]).embed(texts)
+    for vector in vectors:
+        if isinstance(vector, Failure):
+            raise BadInput(f"a labelled row cannot be embedded: {vector.reason}")
+    return np.stack(vectors)
+
+
+def out_of_fold(
+    work: Work, features: str, gold: list[Item], written: list[Item], vectors: np.ndarray
+) -> list[dict[str, Any]]:
+    """Every gold row's answers by a head that saw none of its group."""
+    from ray_jobs.engine import head
+
+    fold_of = np.array([fold(item.group_id, work.config.folds) for item in gold] + [-1] * len(written))
+    items = [*gold, *written]
+    labels, outputs = targets(work.policy, items), questions(work.policy)
+    rows = []
+    for number in sorted(set(fold_of[: len(gold)])):
+        seen, held = fold_of != number, np.flatnonzero(fold_of == number)
+        known = {name: values[seen] for name, values in labels.items()}
+        asked = [output for output in outputs if (known[output.name] >= 0).any()]
+        fitted = head.fit(vectors[seen], asked, known, features)
+        answers = fitted.predict(vectors[held])
+        rows += [ballot(work.policy, items[i], features, answers, at) for at, i in enumerate(held)]
+    return rows
+
+
+def fold(group_id: str, folds: int) -> int:
+    return int(stable_hash("voters", group_id)[:8], 16) % folds
+
+
+def ballot(
+    policy: Policy, item: Item, voter: str, answers: dict[str, np.ndarray], at: int
+) -> dict[str, Any]:
+    """A head's answers on one item as a ballot row."""
+    asks_refusal = policy.refusal and item.side == "response" and "response.refusal" in answers
+    return {
+        "id": row_id(item.id, "ballot", voter),
+        "parent_id": item.id,
+        "group_id": item.group_id,
+        "voter": voter,
+        "side": item.side,
+        "severity": answers[f"{item.side}.severity"][at].astype(float).tolist(),
+        "category": [
+            float(answers[f"{item.side}.category.{category}"][at, 1])
+            for category in side_categories(policy, item.side)
+        ],
+        "refusal": float(answers["response.refusal"][at, 1]) if asks_refusal else None,
+        "raw": "",
+    }
+
+
+def fit_and_store(work: Work, features: str, items: list[Item], vectors: np.ndarray) -> dict[str, Any]:
+    """The head fitted on everything, stored as a checkpoint named by its features."""
+    from ray_jobs.engine import fingerprint, head
+
+    labels = targets(work.policy, items)
+    outputs = [output for output in questions(work.policy) if (labels[output.name] >= 0).any()]
+    role = FEATURE_ROLES[features]
+    base = work.engines.get(role).model if role else None
+    fitted = head.fit(
+        vectors, outputs, labels, features, base=base, base_fingerprint=fingerprint(base) if base else ""
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        head.save(fitted, Path(folder) / features)
+        data = json.dumps({name: version.ref for name, version in work.versions.items()})
+        metrics = json.dumps({"rows": len(items)})
+        return checkpoint_row(
+            work.store, "voters", work.identity, features, "head", Path(folder) / features, metrics, data
+        )
