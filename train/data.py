@@ -7,8 +7,8 @@ the losses):
 
 - Gen: `labels[t] = ids[t + 1]` where `t + 1` lies in the answer or is the `<|im_end|>` after it.
 - Stream: `branch` says which pair of heads a position trains (0 query, 1 response), `risk` and `category`
-  what they should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the last
-  response are Safe before the onset and carry the sample's label from it on.
+  what they should say. The query position is the `<|im_end|>` that ends the last user turn; tokens of the
+  last response are Safe before the onset and carry the sample's label from it on.
 """
 
 from collections.abc import Mapping, Sequence

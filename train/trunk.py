@@ -86,7 +86,7 @@ def _check(backbone: nn.Module, halves: Cut) -> None:
     )
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4):
         raise BadInput(
-            f"a {backbone.config.model_type} backbone cannot be cut in two: train all of it (train_layers=None)"
+            f"a {backbone.config.model_type} backbone cannot be cut in two: use train_layers=None"
         )
 
 

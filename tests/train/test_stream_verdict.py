@@ -1,0 +1,66 @@
+"""Readings, debounce and thresholds."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synth.errors import BadInput
+from train.data import LabelMaps
+from train.stream_verdict import Debounce, flags, onset, rule
+
+MAPS = LabelMaps(
+    ("Safe", "Unsafe", "Controversial"),
+    ("Violent", "PII"),
+    ("Violent",),
+    ("Safe",),
+    ("Unsafe", "Controversial"),
+    ("Unsafe",),
+)
+RESULT = {
+    "risk_level": ["Safe", "Controversial", "Unsafe"],
+    "category": ["PII", "PII", "Violent"],
+    "risk_probs": [[0.6, 0.2, 0.2], [0.3, 0.2, 0.5], [0.1, 0.6, 0.3]],
+}
+
+
+def test_controversial_is_flagged_by_the_strict_reading_only():
+    assert flags(RESULT, MAPS, rule(MAPS, "strict")) == [False, True, True]
+    assert flags(RESULT, MAPS, rule(MAPS, "loose")) == [False, False, True]
+
+
+def test_a_third_reading_is_refused():
+    with pytest.raises(BadInput, match="loose or strict"):
+        rule(MAPS, "lenient")
+
+
+def test_thresholds_apply_per_category_to_the_probability_that_violates():
+    strict = rule(MAPS, "strict", thresholds={"PII": 0.35, "*": 0.95})
+    assert flags(RESULT, MAPS, strict) == [True, True, False]
+    loose = rule(MAPS, "loose", thresholds={"Violent": 0.55})
+    assert flags(RESULT, MAPS, loose) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("flagged", "expected"),
+    [([], None), ([1], None), ([1, 0, 1], None), ([1, 1], 1), ([0, 1, 1, 1], 2), ([1, 0, 0, 1, 1], 4)],
+)
+def test_a_response_is_flagged_from_the_second_of_two_flagged_tokens_in_a_row(flagged, expected):
+    assert onset([bool(f) for f in flagged]) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.booleans(), max_size=20), st.lists(st.integers(0, 20), max_size=4), st.integers(1, 3))
+def test_pushing_in_any_chunks_equals_looking_at_all_of_it(flagged, cuts, run):
+    debounce = Debounce(run)
+    edges = [0, *sorted(min(cut, len(flagged)) for cut in cuts), len(flagged)]
+    said = [debounce.push(flagged[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    assert debounce.onset == onset(flagged, run)
+    assert said[-1] == (onset(flagged, run) is not None)
+
+
+def test_a_roll_back_takes_flags_back():
+    debounce = Debounce()
+    assert debounce.push([True, True])
+    debounce.roll_back(1)
+    assert debounce.onset is None
+    assert not debounce.push([False, True])
