@@ -93,7 +93,7 @@ def next_requests(state: State, rates: Rates = DEFAULT_RATES, window: int = 0) -
         relevant *= 1.0 - _ask(plan, prefix, cell, beliefs, requests)
         if relevant < sure:
             break
-    return _within_cap(state, requests) if plan.max_rollouts else requests
+    return _within_cap(state, requests) if plan.max_rollouts or plan.max_tokens else requests
 
 
 def _open_prefixes(state: State) -> Sequence[int]:
@@ -107,8 +107,10 @@ def _open_prefixes(state: State) -> Sequence[int]:
 
 def _within_cap(state: State, requests: list[Request]) -> list[Request]:
     """The requests without the rollouts that exceed the response's cap."""
-    left = state.plan.max_rollouts - state.spent.rollouts
-    over = [request for request in requests if request.kind == ROLLOUT][left:]
+    plan, spent = state.plan, state.spent
+    left = max(plan.max_rollouts - spent.rollouts, 0) if plan.max_rollouts else len(requests)
+    left = 0 if 0 < plan.max_tokens <= spent.tokens else left
+    over = {request for request in requests if request.kind == ROLLOUT and (left := left - 1) < 0}
     return [request for request in requests if request not in over]
 
 
@@ -256,9 +258,10 @@ def _bracketed(state: State, bracket: tuple[int, int]) -> State:
 
 
 def _capped(state: State) -> State:
+    """The end of a search whose first open prefix needs a rollout beyond the cap and nothing else."""
     plan, spent = state.plan, state.spent
     over = 0 < plan.max_rollouts <= spent.rollouts or 0 < plan.max_tokens <= spent.tokens
-    return state._replace(done=CAPPED) if over else state
+    return state._replace(done=CAPPED) if over and not next_requests(state, window=1) else state
 
 
 def _note(evidence: bytearray, prefix: int, cell: Sequence[int]) -> None:

@@ -262,7 +262,8 @@ def test_a_cap_ends_the_search_and_keeps_its_state():
     assert state.spent.rollouts == 20
     assert "20 rollouts" in outcome(state).reason
     assert evidence(from_bytes(plan, to_bytes(state))) == evidence(state) != []
-    assert outcome(replay(Plan(max_tokens=100), 40, Table(*monotone(0, 40)))[0]).kind == "capped"
+    assert state.spent.guards == 20
+    assert outcome(replay(Plan(max_tokens=10), 40, Table(*monotone(0, 40)))[0]).kind == "capped"
 
 
 def test_cheapest_rejection_first_follows_the_costs():
@@ -327,3 +328,15 @@ def test_a_noisy_curve_gives_the_same_boundary_in_paper_and_exact():
             outcome(replay(Plan(mode=mode), 50, Table(violating, judge))[0]) for mode in ("paper", "exact")
         ]
         assert ends[0] == ends[1]
+
+
+@given(tables(), st.integers(1, 30), st.sampled_from(["exact", "bisect", "recycle"]), st.integers(1, 5))
+@settings(max_examples=80, deadline=None)
+def test_a_capped_search_ends_within_its_cap_and_never_wrongly(table, most, mode, window):
+    k, violating, judge = table
+    plan = Plan(k=k, mode=mode, max_rollouts=most, window=window)
+    state, _ = replay(plan, len(judge), Table(violating, judge))
+    assert state.spent.rollouts <= most
+    assert state.spent.guards == state.spent.rollouts
+    uncapped, _ = replay(replace(plan, max_rollouts=0), len(judge), Table(violating, judge))
+    assert outcome(state) == outcome(uncapped) or outcome(state).kind == "capped"
