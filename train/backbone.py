@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from synth.errors import BadInput
 from train.data import CHAT_TEMPLATE, special_id
-from train.fit import FitConfig
+from train.fit_config import FitConfig
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import nn
 
 from synth.errors import BadInput
 from synth.ids import stable_hash
 from train.data import Encoded
-from train.fit import FitConfig, group_steps
-from train.trunk import Features
+from train.fit import group_steps
+from train.fit_config import FitConfig
+from train.trunk import Features, run
 from train.weave import Batch, collate, pack
 
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "full": 1.0}
@@ -61,10 +64,15 @@ class PackedBatches:
         self.row_length = max(config.row_length, *(len(sample) for sample in samples), 1)
         self._features: Features | None = None
         self._store: np.memmap | None = None
+        self._lower: nn.Module | None = None
 
     def use(self, features: Features) -> None:
-        """Takes hidden states from `features` (filled) instead of running the frozen layers."""
+        """Takes the frozen layers' hidden states from `features` (filled)."""
         self._features, self._store = features, features.open()
+
+    def use_lower(self, lower: nn.Module) -> None:
+        """Runs the frozen layers anew for every batch: for sets whose features are too large to keep."""
+        self._lower = lower
 
     def steps(self, epoch: int) -> list[list[Sequence[int]]]:
         """Rows packed anew for every epoch, in steps of about `batch_tokens`."""
@@ -77,11 +85,16 @@ class PackedBatches:
         return pack([sample.ids for sample in self.held_samples], self.row_length, 0)
 
     def load(self, rows: Sequence[Sequence[int]], held_out: bool = False) -> Batch:
-        """Tensors of some rows, with `hidden` [B, L, D] where features are stored."""
+        """Tensors of some rows, with `hidden` [B, L, D] where lower layers are frozen."""
         samples = self.held_samples if held_out else self.samples
         batch = collate(rows, samples)
         if self._features is not None and self._store is not None:
             batch["hidden"] = self._features.gather(self._store, rows, samples)
+        elif self._lower is not None:
+            device = next(self._lower.parameters()).device
+            layout = [batch[name].to(device) for name in ("position_ids", "end", "input_ids")]
+            with torch.no_grad():
+                batch["hidden"] = run(self._lower, layout[0], layout[1], input_ids=layout[2])
         return batch
 
     def norm(self, rows: Sequence[Sequence[int]], held_out: bool = False) -> float:

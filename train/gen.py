@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
 from train.data import IGNORE, Encoded, GenExample, encode_gen
-from train.fit import FitConfig, State
+from train.deepspeed_engine import State
+from train.fit_config import FitConfig
 from train.loss import answer_loss
 from train.trunk import cut, freeze_below, run
 from train.weave import Batch

@@ -15,7 +15,8 @@ from transformers import AutoModel
 
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
 from train.data import IGNORE, QUERY, RESPONSE, Encoded, LabelMaps, StreamExample, encode_stream
-from train.fit import FitConfig, State
+from train.deepspeed_engine import State
+from train.fit_config import FitConfig
 from train.loss import sample_means, token_loss
 from train.stream_model import StreamGuard, StreamGuardConfig, label_maps
 from train.trunk import cut, freeze_below, run

@@ -85,9 +85,7 @@ def _check(backbone: nn.Module, halves: Cut) -> None:
         halves.upper, positions, ends, inputs_embeds=run(halves.lower, positions, ends, input_ids=ids)
     )
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4):
-        raise BadInput(
-            f"a {backbone.config.model_type} backbone cannot be cut in two: use train_layers=None"
-        )
+        raise BadInput(f"a {backbone.config.model_type} backbone cannot be cut in two: use train_layers=None")
 
 
 def run(

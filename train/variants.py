@@ -6,19 +6,22 @@ share the process start-up and the frozen layers' features; each is built anew f
 """
 
 import json
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from train.batches import PackedBatches
-from train.data import Encoded, GenExample, StreamExample
+from train.data import GenExample, StreamExample
 from train.fit import fit
 from train.gen import GenTask
 from train.stream_task import StreamTask
@@ -71,44 +74,60 @@ def train_variants(
     A folder that has its guardmill.json (written last) is done and is left as it is.
     """
     encoded = {name: task.encode(examples) for name, examples in variants.items()}
-    open_ = [name for name in variants if not (folder / name / "guardmill.json").is_file()]
     features: Features | None = None
-    for name in open_:
+    for name, examples in variants.items():
+        if (folder / name / "guardmill.json").is_file():
+            continue
         samples, kept = encoded[name]
-        examples = [variants[name][i] for i in kept]
-        batches = PackedBatches(
-            samples, [e.group_id for e in examples], [task.label(e) for e in examples], task.mass, task.config
-        )
+        chosen = [examples[i] for i in kept]
+        groups, labels = [e.group_id for e in chosen], [task.label(e) for e in chosen]
+        batches = PackedBatches(samples, groups, labels, task.mass, task.config)
         module = task.build()
-        if task.lower is not None and features is None:
-            features = _features(
-                task, [s for each, _ in encoded.values() for s in each], folder / "features.f32"
-            )
-        if features is not None:
-            batches.use(features)
+        if task.lower is not None:
+            if features is None:
+                every = [sample for each, _ in encoded.values() for sample in each]
+                features = Features(folder / "features.f32", every, task.lower.config.hidden_size)
+                _fill(features, task)
+            _connect(batches, features, task)
         result = fit(
-            lambda module=module: module, batches, task.loss, task.config, folder / f"{name}.resume", on_step
+            partial(_same, module), batches, task.loss, task.config, folder / f"{name}.resume", on_step
         )
         if dist.get_rank() == 0:
-            dropped = len(variants[name]) - len(kept)
-            counts = {"examples": len(examples), "held_out": len(batches.held_samples), "left_out": dropped}
+            left_out = len(examples) - len(kept)
+            counts = {"examples": len(chosen), "held_out": len(batches.held_samples), "left_out": left_out}
             _write(task, result, counts, folder / name, {**provenance, "variant": name})
         dist.barrier()
     if dist.get_rank() == 0:
         (folder / "features.f32").unlink(missing_ok=True)
 
 
-def _features(task: Task, samples: Sequence[Encoded], path: Path) -> Features:
-    lower = task.lower
-    assert isinstance(lower, nn.Module)
-    features = Features(path, samples, lower.config.hidden_size)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
+def _same(module: nn.Module) -> nn.Module:
+    return module
+
+
+def _fill(features: Features, task: Task) -> None:
+    """Computes the frozen layers' output once, shared out among the workers, if it may be kept."""
+    if features.bytes > task.config.cache_bytes:
+        return
+    if dist.get_rank() == 0:
         features.create()
     dist.barrier()
-    features.fill(lower.eval(), rank, world)
+    features.fill(_lower(task), dist.get_rank(), dist.get_world_size())
     dist.barrier()
-    return features
+
+
+def _connect(batches: PackedBatches, features: Features, task: Task) -> None:
+    if features.bytes > task.config.cache_bytes:
+        batches.use_lower(_lower(task))
+    else:
+        batches.use(features)
+
+
+def _lower(task: Task) -> nn.Module:
+    """The frozen part on this worker's device."""
+    assert task.lower is not None
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return task.lower.eval().to(device)
 
 
 def _write(task: Task, result: Any, counts: dict[str, int], folder: Path, provenance: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def spoil_config(folder, **changes):
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="no config.json"):
+    with pytest.raises(BadInput, match="no config"):
         load_guard(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_pickled_weights_are_not_read(llama, tmp_path):
 def test_weights_that_do_not_fit_the_config_are_refused(llama, tmp_path):
     folder = saved(llama, tmp_path)
     spoil_config(folder, guard_inner_size=8)
-    with pytest.raises(BadInput, match="weights do not fit|mismatched keys"):
+    with pytest.raises(BadInput, match=r"weights do not fit|mismatched keys"):
         load_guard(folder)
 
 
@@ -193,7 +193,7 @@ def test_missing_weights_are_refused(llama, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["query_category_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BadInput, match="missing keys in the weights, query_category_head.weight first"):
+    with pytest.raises(BadInput, match=r"missing keys in the weights, query_category_head\.weight first"):
         load_guard(folder)
 
 

@@ -1,5 +1,7 @@
 """Readings, debounce and thresholds."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +55,7 @@ def test_a_response_is_flagged_from_the_second_of_two_flagged_tokens_in_a_row(fl
 def test_pushing_in_any_chunks_equals_looking_at_all_of_it(flagged, cuts, run):
     debounce = Debounce(run)
     edges = [0, *sorted(min(cut, len(flagged)) for cut in cuts), len(flagged)]
-    said = [debounce.push(flagged[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    said = [debounce.push(flagged[a:b]) for a, b in pairwise(edges)]
     assert debounce.onset == onset(flagged, run)
     assert said[-1] == (onset(flagged, run) is not None)
 
