@@ -101,14 +101,14 @@ def sign(texts: pa.Array, config: DedupConfig, threads: int = 2) -> Signed:
 def copies(shingles: Shingles, label: np.ndarray) -> np.ndarray:
     """For every row the first row of the same shingle set and label (itself if none), int64 [rows].
 
-    Sets are compared by size and a 64-bit sum of mixed hashes. Rows without tokens stand for themselves.
+    Sets are compared by size and the 64-bit sum of their hashes. Rows without tokens stand for themselves.
     """
     first = np.arange(len(shingles.tokens), dtype=np.int64)
     mine = np.flatnonzero(shingles.own)
     if not len(mine):
         return first
     running = np.zeros(len(shingles.hashes) + 1, dtype=np.uint64)
-    np.cumsum(mix(shingles.hashes), out=running[1:])
+    np.cumsum(shingles.hashes, out=running[1:])
     sums = (running[shingles.offsets[1:]] - running[shingles.offsets[:-1]])[mine]
     row = shingles.row[mine]
     size = np.diff(shingles.offsets)[mine].astype(np.uint64) * np.uint64(64) + shingles.n[mine].astype(
