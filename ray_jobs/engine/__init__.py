@@ -5,6 +5,7 @@ driver or from any Ray task, without knowing which engine answers. A model is lo
 actor that lives as long as the run, not as long as one dataset execution.
 """
 
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -36,8 +37,8 @@ __all__ = [
 ]  # fmt: skip
 
 NAMESPACE = "guardmill"
-# Where cores are shared, OpenMP threads that spin at a barrier burn the time slice of the one they wait for: twelve
-# decoding steps beside two busy processes took 11 to 55 s spinning and 2 s sleeping.
+# Where cores are shared, OpenMP threads that spin at a barrier burn the time slice of the one they wait for:
+# twelve decoding steps beside other busy processes took 11 to 55 s spinning and 2 s sleeping.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -91,11 +92,20 @@ class Engines:
         self.clients = {role: c for role, c in self.clients.items() if actor_name(c.model) in keep}
 
     def _client(self, model: Model) -> Client:
+        import ray
+
         if form(model) == "head":
             head, base = _head_and_base(model)
             return HeadClient(head, self._client(base) if base else None, model)
         handle = self._actor(model)
-        if reason := wait(handle, handle.load.remote(model), model):
+        try:
+            reason = wait(handle, handle.load.remote(model), model)
+        except EngineDied:  # a dead actor keeps its name until it is also killed by it: clear it away, once
+            ray.kill(handle)
+            time.sleep(1)
+            handle = self._actor(model)
+            reason = wait(handle, handle.load.remote(model), model)
+        if reason:
             raise BadInput(reason)
         return Client(handle, model)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -71,7 +72,7 @@ class CausalLM:
             self.model = AutoModelForCausalLM.from_pretrained(
                 source, revision=revision, dtype=self.place.dtype, config=config
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(f"model {model.name!r} cannot be loaded as a language model: {cause}") from error
         self.model.to(device=self.place.device).eval().requires_grad_(False)  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from ray_jobs.engine.calls import Failure, Model, Prompt, Vector
 from ray_jobs.engine.causal import CausalLM, place
@@ -23,7 +24,7 @@ class SentenceEmbedder:
             self.model = SentenceTransformer(
                 locate(model.name), device=str(place(model).device), revision=model.revision or None
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(f"model {model.name!r} cannot be loaded as an embedder: {cause}") from error
 

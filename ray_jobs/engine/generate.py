@@ -116,7 +116,7 @@ class _Batch:
         if row.output[-1] in self.lm.end_ids:
             return "stop"
         if self.sampling.stop:
-            tail = self.lm.tokenizer.decode(row.output[-self.tail :])
+            tail = self.lm.tokenizer.decode(row.output[-self.tail :], skip_special_tokens=True)
             if any(stop in tail for stop in self.sampling.stop):
                 return "stop"
         return "length" if len(row.output) >= row.limit else ""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ray_jobs.engine.calls import Model
@@ -214,5 +215,5 @@ def load(folder: str | Path) -> Head:
             base = Model(**{**base, "options": tuple((key, value) for key, value in base["options"])})
         return Head(config["features"], outputs, weights, tensors["mean"], tensors["scale"], base,
                     config["base_fingerprint"])  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise BadInput(f"{folder} is no fitted head: {type(error).__name__}: {error}") from error

@@ -55,9 +55,10 @@ class LocalModel:
 
     def score_tokens(self, conversations: Sequence[list[Message]]) -> list[TokenScores | Failure]:
         """A streaming guard's verdicts on the last assistant turn, token by token."""
+        guard = self._get("stream", "score tokens")
         from ray_jobs.engine.stream import score_tokens
 
-        return score_tokens(self._get("stream", "score tokens"), conversations, self.progress)
+        return score_tokens(guard, conversations, self.progress)
 
     def embed(self, texts: Sequence[Prompt]) -> list[Vector | Failure]:
         """One vector per text."""
