@@ -9,6 +9,8 @@ up is in each worker.
 import dataclasses
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import pyarrow.parquet as pq
 
 from synth.errors import BadInput
 from synth.ids import stable_hash
+
+REFUSED = "refused.txt"
 
 
 @dataclass(frozen=True)
@@ -78,38 +82,74 @@ def run_training(
     Finished variants in `out_dir` with the same config, examples and provenance are not trained again;
     leftovers of another training there are removed.
     """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    if not ray.is_initialized():
-        ray.init(num_cpus=max(4, workers + 2), include_dashboard=False, log_to_driver=True)
     out_dir = out_dir.resolve()
     _claim(kind, variants, config, out_dir, provenance)
     if not all((out_dir / name / "guardmill.json").is_file() for name in variants):
-        resources = {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "kind": kind,
-                "config": config,
-                "names": list(variants),
-                "out": str(out_dir),
-                "provenance": provenance,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
-            ),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            run_config=RunConfig(
-                name="ray_train",
-                storage_path=str(out_dir / "ray"),
-                failure_config=FailureConfig(max_failures=2),
-            ),
-        )
-        trainer.fit()
+        loop = {
+            "kind": kind,
+            "config": config,
+            "names": list(variants),
+            "out": str(out_dir),
+            "provenance": provenance,
+        }
+        _fit(loop, workers, use_gpu)
+        refused = out_dir / REFUSED
+        if refused.is_file():
+            sentence = refused.read_text(encoding="utf-8")
+            refused.unlink()
+            raise BadInput(sentence)
     results = [read_result(out_dir / name) for name in variants]
     return dataclasses.replace(results[0], control=results[1] if len(results) > 1 else None)
+
+
+def _fit(loop: dict[str, Any], workers: int, use_gpu: bool) -> None:
+    """Runs `_worker` in `workers` processes, and again from the last checkpoint when one dies (twice at most)."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=max(4, workers + 2), include_dashboard=False)
+    trainer = _trainer_class(one_node=len(ray.nodes()) == 1)(
+        _worker,
+        train_loop_config=loop,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(Path(loop["out"]) / "ray"),
+            failure_config=FailureConfig(max_failures=2),
+        ),
+    )
+    trainer.fit()
+
+
+def _trainer_class(one_node: bool) -> Any:
+    """TorchTrainer; on one node without the actors that watch over a cluster (each takes seconds of CPU to start).
+
+    The placement-group cleaner also asks Ray's dashboard every second, which a local run does not have.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    if not one_node:
+        return TorchTrainer
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+    base: Any = TorchTrainer
+
+    class LocalTrainer(base):
+        def _create_default_callbacks(self) -> list[Any]:
+            every = super()._create_default_callbacks()
+            return [each for each in every if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return LocalTrainer
 
 
 def read_result(folder: Path) -> TrainResult:
@@ -127,8 +167,6 @@ def read_result(folder: Path) -> TrainResult:
 
 def _claim(kind: str, variants: dict[str, list[Any]], config: Any, out_dir: Path, provenance: dict) -> None:
     """Marks `out_dir` as this training's; what another left there goes."""
-    import shutil
-
     rows = {
         name: [dataclasses.asdict(example) for example in examples] for name, examples in variants.items()
     }
@@ -160,10 +198,13 @@ def _worker(loop: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     folder = Path(loop["out"])
     example_type, task_type = (GenExample, GenTask) if loop["kind"] == "gen" else (StreamExample, StreamTask)
-    variants = {
+    variants: dict[str, Sequence[Any]] = {
         name: read_rows(
             json.loads((folder / f"{name}.examples.json").read_text(encoding="utf-8")), example_type
         )
         for name in loop["names"]
     }
-    train_variants(task_type(loop["config"]), variants, folder, loop["provenance"])
+    try:
+        train_variants(task_type(loop["config"]), variants, folder, loop["provenance"])
+    except BadInput as error:  # the driver raises it again; Ray Train would retry it
+        (folder / REFUSED).write_text(str(error), encoding="utf-8")

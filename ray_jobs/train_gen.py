@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.train_common import TrainResult, read_rows, run_training
+from train.control import CONTROL, shuffled_gen
 from train.data import GenExample
-from train.gen import GenConfig
-from train.variants import CONTROL, shuffled_gen
+from train.fit_config import GenConfig
 
 
 def train_gen(

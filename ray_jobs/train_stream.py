@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.train_common import TrainResult, read_rows, run_training
+from train.control import CONTROL, shuffled_stream
 from train.data import StreamExample
-from train.stream_task import StreamConfig
-from train.variants import CONTROL, shuffled_stream
+from train.fit_config import StreamConfig
 
 
 def train_stream(

@@ -12,11 +12,12 @@ the losses):
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from synth.errors import BadInput
+from train.labels import LabelMaps
 
 IGNORE = -100
 QUERY, RESPONSE = 0, 1
@@ -71,23 +72,6 @@ class StreamExample:
     response_risk: str | None = None
     response_category: str | None = None
     onset: int | None = None
-
-
-@dataclass(frozen=True)
-class LabelMaps:
-    """The order of the heads' classes. `safe` are the risks whose category does not count in the loss."""
-
-    risk: tuple[str, ...]
-    response_category: tuple[str, ...]
-    query_category: tuple[str, ...]
-    safe: tuple[str, ...]
-    strict: tuple[str, ...] = field(default=())
-    loose: tuple[str, ...] = field(default=())
-
-    def risk_index(self, name: str, where: str) -> int:
-        if name not in self.risk:
-            raise BadInput(f"{where}: unknown severity {name!r} (known: {', '.join(self.risk)})")
-        return self.risk.index(name)
 
 
 def special_id(tokenizer, token: str) -> int:

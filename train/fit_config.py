@@ -1,6 +1,8 @@
-"""What every training is told. Recipes override a few fields; the two guards add their own."""
+"""What a training is told (no torch in here: recipes build these). Recipes override a few fields."""
 
 from dataclasses import dataclass
+
+from train.labels import LabelMaps, label_maps
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,31 @@ class FitConfig:
     patience: int = 0  # epochs without a better held-out loss before stopping; 0: never stop, keep the last
     checkpoint_steps: int = 0  # 0: none
     cache_bytes: int = 8 << 30  # above this, frozen layers run again for every batch
+
+
+@dataclass(frozen=True)
+class GenConfig(FitConfig):
+    """Training of a generative guard; see FitConfig."""
+
+
+@dataclass(frozen=True)
+class StreamConfig(FitConfig):
+    """Training of a streaming guard: FitConfig, and what the heads say (names in the policy's words).
+
+    `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading.
+    """
+
+    risks: tuple[str, ...] = ("Safe", "Unsafe", "Controversial")
+    response_categories: tuple[str, ...] = ()
+    query_categories: tuple[str, ...] = ()
+    safe: tuple[str, ...] = ("Safe",)
+    strict: tuple[str, ...] = ("Unsafe", "Controversial")
+    loose: tuple[str, ...] = ("Unsafe",)
+    inner_size: int = 512
+
+    @property
+    def maps(self) -> LabelMaps:
+        """The heads' classes, in the published order where the names are the published ones."""
+        return label_maps(
+            self.risks, self.response_categories, self.query_categories, self.safe, self.strict, self.loose
+        )

@@ -7,8 +7,8 @@ layers stay frozen.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,28 +17,24 @@ from transformers import AutoModelForCausalLM
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
 from train.data import IGNORE, Encoded, GenExample, encode_gen
 from train.deepspeed_engine import State
-from train.fit_config import FitConfig
+from train.fit_config import GenConfig
 from train.loss import answer_loss
 from train.trunk import cut, freeze_below, run
 from train.weave import Batch
 
 
-@dataclass(frozen=True)
-class GenConfig(FitConfig):
-    """Training of a generative guard; see FitConfig."""
-
-
 class GenModule(nn.Module):
     """What is trained: the upper part (all of it without a cut) and the output layer, frozen with a cut."""
 
-    def __init__(self, upper: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, upper: nn.Module, lm_head: Any) -> None:
         super().__init__()
         self.upper, self.lm_head = upper, lm_head
+        self.dtype = lm_head.weight.dtype
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [N, V] at the N labelled positions."""
         if "hidden" in batch:
-            inputs = {"inputs_embeds": batch["hidden"].to(self.lm_head.weight.dtype)}
+            inputs = {"inputs_embeds": batch["hidden"].to(self.dtype)}
         else:
             inputs = {"input_ids": batch["input_ids"]}
         hidden_BLD = run(self.upper, batch["position_ids"], batch["end"], **inputs)
@@ -53,7 +49,7 @@ class GenTask:
             raise ValueError("a generative guard has no head of its own: train_layers must not be 0")
         self.config = config
         self.tokenizer = load_tokenizer(config.backbone)
-        self.lower: nn.Module | None = None
+        self.lower: Any = None
         self.names: dict[str, str] = {}
 
     def encode(self, examples: Sequence[GenExample]) -> tuple[list[Encoded], list[int]]:
@@ -71,7 +67,7 @@ class GenTask:
         """Weighted count of answer tokens."""
         return sample.weight * float((sample.targets["labels"] != IGNORE).sum())
 
-    def whole(self) -> nn.Module:
+    def whole(self) -> Any:
         """The backbone as it is before training."""
         return load_backbone(AutoModelForCausalLM, self.config)
 

@@ -28,49 +28,11 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from synth.errors import BadInput
-from train.data import LabelMaps
+from train.labels import PUBLISHED_CATEGORIES, PUBLISHED_QUERY_CATEGORIES, PUBLISHED_RISKS, LabelMaps
 
 PUBLISHED = "Qwen3ForGuardModel"
 MAPS = ("response_risk_level_map", "response_category_map", "query_risk_level_map", "query_category_map")
 SIZES = ("num_risk_level", "num_category", "num_query_risk_level", "num_query_category")
-PUBLISHED_RISKS = ("Safe", "Unsafe", "Controversial")
-PUBLISHED_CATEGORIES = (
-    "Violent",
-    "Sexual Content or Sexual Acts",
-    "Suicide & Self-Harm",
-    "Politically Sensitive Topics",
-    "PII",
-    "Copyright Violation",
-    "Non-violent Illegal Acts",
-    "Unethical Acts",
-)
-PUBLISHED_QUERY_CATEGORIES = (*PUBLISHED_CATEGORIES, "Jailbreak")
-NO_CATEGORY = "None"  # the one class of a side for which a policy has no categories
-
-
-def class_order(names: Sequence[str], published: Sequence[str]) -> tuple[str, ...]:
-    """The published order where the policy's names are exactly the published ones, else the policy's own."""
-    return tuple(published) if set(names) == set(published) else (tuple(names) or (NO_CATEGORY,))
-
-
-def label_maps(
-    risks: Sequence[str],
-    response_categories: Sequence[str],
-    query_categories: Sequence[str],
-    safe: Sequence[str],
-    strict: Sequence[str],
-    loose: Sequence[str],
-) -> LabelMaps:
-    """The heads' classes for a policy: its severities, category names per side, and what violates in each
-    reading."""
-    return LabelMaps(
-        class_order(risks, PUBLISHED_RISKS),
-        class_order(response_categories, PUBLISHED_CATEGORIES),
-        class_order(query_categories, PUBLISHED_QUERY_CATEGORIES),
-        tuple(safe),
-        tuple(strict),
-        tuple(loose),
-    )
 
 
 class StreamGuardConfig(PreTrainedConfig):
@@ -174,10 +136,19 @@ class GuardRMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+def head_logits(owner: nn.Module, hidden: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The branch's arithmetic, for any module that owns its parts under their published names."""
+    part = owner.get_submodule
+    x = part(f"{side}risk_level_category_pre")(hidden)
+    x = part(f"{side}risk_level_category_layernorm")(x)
+    return part(f"{side}risk_level_head")(x), part(f"{side}category_head")(x)
+
+
 class StreamGuard(PreTrainedModel):
     """Backbone `model` and the two branches of heads, named as in the published checkpoints."""
 
     config_class = StreamGuardConfig
+    config: StreamGuardConfig
     base_model_prefix = "model"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -203,10 +174,7 @@ class StreamGuard(PreTrainedModel):
 
     def heads(self, hidden: torch.Tensor, side: str = "") -> tuple[torch.Tensor, torch.Tensor]:
         """Risk and category logits [..., classes] of a branch ("" response, "query_" prompt) for [..., D]."""
-        part = self.get_submodule
-        x = part(f"{side}risk_level_category_pre")(hidden)
-        x = part(f"{side}risk_level_category_layernorm")(x)
-        return part(f"{side}risk_level_head")(x), part(f"{side}category_head")(x)
+        return head_logits(self, hidden, side)
 
     def forward(
         self,

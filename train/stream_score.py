@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def load_guard(folder: str | Path) -> tuple[StreamGuard, PreTrainedTokenizerBase
     if not list(path.glob("*.safetensors")):
         raise BadInput(f"{path}: no safetensors file there; weights in any other format are not read")
     try:
-        guard, report = StreamGuard.from_pretrained(path, output_loading_info=True)
+        loaded: Any = StreamGuard.from_pretrained(path, output_loading_info=True)
+        guard, report = loaded
     except (RuntimeError, SafetensorError) as error:
         raise BadInput(f"{path}: the weights do not fit the config ({str(error).splitlines()[0]})") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):

@@ -6,19 +6,19 @@ METHOD.md §6.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel
 
 from train.backbone import load_backbone, load_tokenizer, save_tokenizer
-from train.data import IGNORE, QUERY, RESPONSE, Encoded, LabelMaps, StreamExample, encode_stream
+from train.data import IGNORE, QUERY, RESPONSE, Encoded, StreamExample, encode_stream
 from train.deepspeed_engine import State
-from train.fit_config import FitConfig
+from train.fit_config import StreamConfig
 from train.loss import sample_means, token_loss
-from train.stream_model import StreamGuard, StreamGuardConfig, label_maps
+from train.stream_model import StreamGuard, StreamGuardConfig, head_logits
 from train.trunk import cut, freeze_below, run
 from train.weave import Batch
 
@@ -26,52 +26,28 @@ SIDES = {QUERY: "query_", RESPONSE: ""}
 HEADS = ("risk_level_category_pre", "risk_level_category_layernorm", "risk_level_head", "category_head")
 
 
-@dataclass(frozen=True)
-class StreamConfig(FitConfig):
-    """Training of a streaming guard: FitConfig, and what the heads say (names in the policy's words).
-
-    `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading.
-    """
-
-    risks: tuple[str, ...] = ("Safe", "Unsafe", "Controversial")
-    response_categories: tuple[str, ...] = ()
-    query_categories: tuple[str, ...] = ()
-    safe: tuple[str, ...] = ("Safe",)
-    strict: tuple[str, ...] = ("Unsafe", "Controversial")
-    loose: tuple[str, ...] = ("Unsafe",)
-    inner_size: int = 512
-
-    @property
-    def maps(self) -> LabelMaps:
-        """The heads' classes, in the published order where the names are the published ones."""
-        return label_maps(
-            self.risks, self.response_categories, self.query_categories, self.safe, self.strict, self.loose
-        )
-
-
 class StreamModule(nn.Module):
     """What is trained: the upper part, if any of the backbone is, and both branches of heads."""
 
-    def __init__(self, guard: StreamGuard, upper: nn.Module | None) -> None:
+    def __init__(self, guard: StreamGuard, upper: Any) -> None:
         super().__init__()
-        self.upper = upper
+        self.upper, self.dtype = upper, guard.dtype
         for side in SIDES.values():
             for head in HEADS:
                 self.add_module(side + head, guard.get_submodule(side + head))
 
     def forward(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """For each branch, risk and category logits [N, classes] at its N labelled positions."""
-        dtype = self.risk_level_head.weight.dtype
         layout = (batch["position_ids"], batch["end"])
         if "hidden" not in batch:
             hidden = run(self.upper, *layout, input_ids=batch["input_ids"])
         elif self.upper is not None:
-            hidden = run(self.upper, *layout, inputs_embeds=batch["hidden"].to(dtype))
+            hidden = run(self.upper, *layout, inputs_embeds=batch["hidden"].to(self.dtype))
         else:
-            hidden = batch["hidden"].to(dtype)
+            hidden = batch["hidden"].to(self.dtype)
         labelled = hidden.flatten(0, 1)[batch["at"]]
         return {
-            branch: StreamGuard.heads(self, labelled[batch["branch"] == branch], side)
+            branch: head_logits(self, labelled[batch["branch"] == branch], side)
             for branch, side in SIDES.items()
         }
 
@@ -84,7 +60,7 @@ class StreamTask:
         self.tokenizer = load_tokenizer(config.backbone)
         self.maps = config.maps
         self.safe = [self.maps.risk.index(name) for name in self.maps.safe]
-        self.lower: nn.Module | None = None
+        self.lower: Any = None
         self.names: dict[str, str] = {}
 
     def encode(self, examples: Sequence[StreamExample]) -> tuple[list[Encoded], list[int]]:
@@ -115,7 +91,7 @@ class StreamTask:
         std = getattr(backbone.config, "initializer_range", 0.02)
         for side in SIDES.values():
             for head in HEADS:
-                module = guard.get_submodule(side + head).to_empty(device="cpu").to(backbone.dtype)
+                module: Any = guard.get_submodule(side + head).to_empty(device="cpu").to(backbone.dtype)
                 with torch.no_grad():
                     module.weight.fill_(1.0) if "layernorm" in head else module.weight.normal_(0.0, std)
         guard.config.dtype = backbone.dtype
@@ -125,7 +101,7 @@ class StreamTask:
         """A fresh trainable module; `lower` becomes the frozen part, if any."""
         guard = self.whole()
         full_names = {id(parameter): name for name, parameter in guard.named_parameters()}
-        upper: nn.Module | None = guard.model
+        upper: Any = guard.model
         if self.config.train_layers is not None:
             freeze_below(guard.model, self.config.train_layers)
             halves = cut(guard.model, self.config.train_layers)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synth.errors import BadInput
-from train.data import LabelMaps
+from train.labels import LabelMaps
 
 READINGS = ("loose", "strict")
 

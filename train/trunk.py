@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Cut:
     upper: nn.Module | None
 
 
-def freeze_below(backbone: nn.Module, train_layers: int | None) -> None:
+def freeze_below(backbone: Any, train_layers: int | None) -> None:
     """Leaves only the top `train_layers` layers and the final norm trainable; None trains everything, 0
     nothing."""
     if train_layers is None:
@@ -41,7 +42,7 @@ def freeze_below(backbone: nn.Module, train_layers: int | None) -> None:
         backbone.norm.requires_grad_(True)
 
 
-def cut(backbone: nn.Module, train_layers: int) -> Cut:
+def cut(backbone: Any, train_layers: int) -> Cut:
     """Cuts `backbone` below its top `train_layers` layers (0: all of it is lower).
 
     Raises BadInput for more layers than there are, or a decoder that does not come apart there.
@@ -58,7 +59,7 @@ def cut(backbone: nn.Module, train_layers: int) -> Cut:
     return halves
 
 
-def _part(backbone: nn.Module, first: int, end: int) -> nn.Module:
+def _part(backbone: Any, first: int, end: int) -> Any:
     """A shallow copy that runs layers first … end - 1 and shares every parameter."""
     part = copy.copy(backbone)
     part._modules = dict(backbone._modules)
@@ -73,7 +74,7 @@ def _part(backbone: nn.Module, first: int, end: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _check(backbone: nn.Module, halves: Cut) -> None:
+def _check(backbone: Any, halves: Cut) -> None:
     assert halves.upper is not None
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, backbone.config.vocab_size, (1, 8), generator=generator)

@@ -7,11 +7,10 @@ share the process start-up and the frozen layers' features; each is built anew f
 
 import json
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,45 +20,12 @@ import torch.distributed as dist
 from torch import nn
 
 from train.batches import PackedBatches
-from train.data import GenExample, StreamExample
 from train.fit import fit
 from train.gen import GenTask
 from train.stream_task import StreamTask
 from train.trunk import Features
 
 Task = GenTask | StreamTask
-CONTROL = "control"
-
-
-def shuffled_gen(examples: Sequence[GenExample], seed: int) -> list[GenExample]:
-    """Answers dealt out at random among examples whose answers have as many lines (one side's do)."""
-    out = list(examples)
-    for lines in sorted({example.answer.count("\n") for example in examples}):
-        places = [i for i, example in enumerate(examples) if example.answer.count("\n") == lines]
-        dealt = list(places)
-        random.Random(f"{seed}/{lines}").shuffle(dealt)
-        for place, source in zip(places, dealt, strict=True):
-            out[place] = replace(out[place], answer=examples[source].answer, label=examples[source].label)
-    return out
-
-
-def shuffled_stream(examples: Sequence[StreamExample], seed: int) -> list[StreamExample]:
-    """Labels dealt out at random per branch; an onset moves as a share of the response's length."""
-    out = list(examples)
-    for name in ("query", "response"):
-        places = [i for i, example in enumerate(examples) if getattr(example, f"{name}_risk") is not None]
-        dealt = list(places)
-        random.Random(f"{seed}/{name}").shuffle(dealt)
-        for place, source in zip(places, dealt, strict=True):
-            labels: dict[str, Any] = {
-                f"{name}_{what}": getattr(examples[source], f"{name}_{what}") for what in ("risk", "category")
-            }
-            if name == "response":
-                onset, length = examples[source].onset, max(1, len(examples[source].response))
-                share = None if onset is None else onset / length
-                labels["onset"] = None if share is None else int(share * len(examples[place].response))
-            out[place] = replace(out[place], **labels)
-    return out
 
 
 def train_variants(

@@ -12,7 +12,6 @@ from train.data import (
     QUERY,
     RESPONSE,
     GenExample,
-    LabelMaps,
     StreamExample,
     chat_ids,
     encode_gen,
@@ -20,6 +19,7 @@ from train.data import (
     special_id,
     text_ids,
 )
+from train.labels import LabelMaps
 
 MAPS = LabelMaps(
     ("Safe", "Unsafe", "Controversial"), ("Violent", "PII"), ("Violent", "PII", "Jailbreak"), ("Safe",)

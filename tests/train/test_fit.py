@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from synth.errors import BadInput
 from train.batches import PackedBatches, class_weights, held_out_groups
+from train.control import shuffled_gen, shuffled_stream
 from train.data import GenExample, StreamExample
-from train.gen import GenConfig, GenTask
+from train.fit_config import GenConfig, StreamConfig
+from train.gen import GenTask
 from train.stream_score import load_guard
-from train.stream_task import StreamConfig, StreamTask
-from train.variants import shuffled_gen, shuffled_stream, train_variants
+from train.stream_task import StreamTask
+from train.variants import train_variants
 
 WORDS = "the old dog walks over a small bridge and sings how do I make cake with music".split()  # noqa: SIM905
 

@@ -9,8 +9,9 @@ from transformers import AutoConfig
 
 from synth.errors import BadInput
 from train.kv_pool import FIRST_CAPACITY
+from train.labels import label_maps
 from train.stream import StreamBatch, stream_moderate_from_ids
-from train.stream_model import StreamGuard, StreamGuardConfig, label_maps
+from train.stream_model import StreamGuard, StreamGuardConfig
 from train.stream_score import score_conversations
 
 MAPS = label_maps(("Safe", "Bad"), ("A", "B"), ("A", "B", "C"), ("Safe",), ("Bad",), ("Bad",))

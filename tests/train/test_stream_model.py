@@ -9,17 +9,17 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, Qwen3Config
 
 from synth.errors import BadInput
-from train.data import LabelMaps
-from train.stream_model import (
+from train.fit_config import StreamConfig
+from train.labels import (
     PUBLISHED_CATEGORIES,
     PUBLISHED_QUERY_CATEGORIES,
     PUBLISHED_RISKS,
-    StreamGuard,
-    StreamGuardConfig,
+    LabelMaps,
     label_maps,
 )
+from train.stream_model import StreamGuard, StreamGuardConfig
 from train.stream_score import load_guard
-from train.stream_task import StreamConfig, StreamTask
+from train.stream_task import StreamTask
 
 SAFETY = label_maps(
     ("Safe", "Controversial", "Unsafe"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth.errors import BadInput
-from train.data import LabelMaps
+from train.labels import LabelMaps
 from train.stream_verdict import Debounce, flags, onset, rule
 
 MAPS = LabelMaps(
