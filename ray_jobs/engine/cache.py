@@ -30,6 +30,11 @@ class SlotCache(Cache):
         """Bytes that one token of one row takes."""
         return 2 * self.n_layers * self.heads * self.head_dim * self.memory.element_size()
 
+    @property
+    def capacity(self) -> int:
+        """Tokens a slot holds."""
+        return self.kv.shape[4] if self.kv.dim() == 6 else 0
+
     def shape(self, slots: int, capacity: int) -> None:
         """Lay the slab out for `slots` rows of `capacity` tokens; memory is taken again only to grow."""
         shape = (self.n_layers, 2, slots, self.heads, capacity, self.head_dim)
@@ -41,16 +46,21 @@ class SlotCache(Cache):
         self.kv = self.memory[:needed].view(shape)
 
     def aim(self, low: int, high: int, start_B: torch.Tensor, queries: int) -> None:
-        """Say where the next forward pass writes: slots low … high-1, `queries` tokens from start_B
-        onwards."""
-        self.low, self.high, self.start_B, self.queries = low, high, start_B, queries
+        """Say where the next forward pass writes: slots low … high-1, `queries` tokens from start_B onwards.
+
+        Padding behind a short row may run past the capacity: it goes to the last place, which no prompt token
+        has.
+        """
+        self.low, self.high, self.queries = low, high, queries
         starts = start_B.tolist()
         self.level = starts[0] if starts and min(starts) == max(starts) else None
-        self.width = max(starts, default=0) + queries
+        self.width = min(max(starts, default=0) + queries, self.capacity)
+        place_Q = torch.arange(queries, device=start_B.device)
+        self.position_BQ = (start_B[:, None] + place_Q).clamp_(max=max(0, self.capacity - 1))
 
-    def copy(self, source: int, targets: slice, length: int) -> None:
-        """Give the slots `targets` the first `length` tokens of slot `source`."""
-        self.kv[:, :, targets, :, :length] = self.kv[:, :, source : source + 1, :, :length]
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the first `length` tokens of slot `source`."""
+        self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -77,9 +87,8 @@ class SlotLayer(CacheLayerMixin):
             keys[:, :, span], values[:, :, span] = key_states, value_states
         else:
             rows_B1 = torch.arange(cache.high - cache.low, device=keys.device)[:, None]
-            position_BQ = cache.start_B[:, None] + torch.arange(cache.queries, device=keys.device)
-            keys[rows_B1, :, position_BQ] = key_states.transpose(1, 2)
-            values[rows_B1, :, position_BQ] = value_states.transpose(1, 2)
+            keys[rows_B1, :, cache.position_BQ] = key_states.transpose(1, 2)
+            values[rows_B1, :, cache.position_BQ] = value_states.transpose(1, 2)
         return keys[:, :, : cache.width], values[:, :, : cache.width]
 
     def get_seq_length(self) -> int:
@@ -89,4 +98,4 @@ class SlotLayer(CacheLayerMixin):
         return self.cache.width, 0
 
     def get_max_length(self) -> int:
-        return self.cache.kv.shape[4]
+        return self.cache.capacity

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from ray_jobs.engine.cache import SlotCache
 from ray_jobs.engine.calls import Failure, Model, Prompt
+from ray_jobs.engine.prefix import plan
 from ray_jobs.engine.weights import locate
 from synth.errors import BadInput
 
@@ -131,7 +132,7 @@ class CausalLM:
         """
         rows, queries = token_BQ.shape
         self.cache.aim(low, low + rows, start_B, queries)
-        position_BQ = start_B[:, None] + torch.arange(queries, device=start_B.device)
+        position_BQ = self.cache.position_BQ
         mask = None
         if (
             self.cache.level != 0 or queries == 1
@@ -151,37 +152,37 @@ class CausalLM:
         mask = torch.zeros(hidden.shape, dtype=self.place.dtype, device=position_BQ.device)
         return mask.masked_fill_(hidden, torch.finfo(self.place.dtype).min)
 
-    def prefill(self, prompts: Sequence[list[int]], low: int) -> None:
-        """Put all but the last token of each prompt into the slots from `low` on; its logits come with the
-        last.
+    def prefill(self, prompts: Sequence[list[int]], known: Sequence[list[int]] = ()) -> list[int]:
+        """Put all but the last token of each prompt into the slots behind those of `known` (prompts whose
+        slots, 0 … len(known)-1, hold them already). Returns which prompt each new slot got.
 
-        A prefix that all of them share (16 tokens or more) is computed once and copied.
+        No token is computed twice: what a prompt shares with another one is copied from it (see prefix.py).
+        The logits come later, when the last token is fed.
         """
-        shared = _shared_prefix(prompts)
-        shared = shared if shared >= 16 and len(prompts) > 1 else 0
-        if shared:
-            self._feed([prompts[0][:shared]], low, 0)
-            self.cache.copy(low, slice(low + 1, low + len(prompts)), shared)
-        at = 0
-        while at < len(prompts):
-            longest = max(1, len(prompts[at]) - 1 - shared)
-            size = max(1, PREFILL_TOKENS // longest)
-            self._feed([prompt[shared:-1] for prompt in prompts[at : at + size]], low + at, shared)
-            at += size
+        order: list[int] = []
+        slot_of = {number: number for number in range(len(known))}
+        for wave in plan([*known, *prompts], len(known)):
+            low = len(known) + len(order)
+            for slot, loan in enumerate(wave, start=low):
+                slot_of[loan.prompt] = slot
+                order.append(loan.prompt - len(known))
+                if loan.shared:
+                    self.cache.copy(slot_of[loan.source], slot, loan.shared)
+            self._feed(
+                [(loan.shared, prompts[loan.prompt - len(known)][loan.shared : -1]) for loan in wave], low
+            )
+        return order
 
-    def _feed(self, rows: Sequence[Sequence[int]], low: int, start: int) -> None:
-        longest = max(map(len, rows))
-        if not longest:
-            return
-        token_BQ = self.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        self.extend(token_BQ, torch.full((len(rows),), start, device=self.place.device), low, logits=False)
+    def _feed(self, rows: Sequence[tuple[int, list[int]]], low: int) -> None:
+        """Compute the tokens of each row (start, tokens), longest first, some thousand at a time."""
+        at = 0
+        while at < len(rows) and rows[at][1]:
+            longest = len(rows[at][1])
+            part = rows[at : at + max(1, PREFILL_TOKENS // longest)]
+            token_BQ = self.tensor([tokens + [0] * (longest - len(tokens)) for _, tokens in part])
+            start_B = self.tensor([start for start, _ in part])
+            self.extend(token_BQ, start_B, low + at, logits=False)
+            at += len(part)
 
     def tensor(self, values: object) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.place.device)
-
-
-def _shared_prefix(prompts: Sequence[list[int]]) -> int:
-    """Length of the prefix common to all prompts, each prompt's last token not counted."""
-    first, last = min(prompts), max(prompts)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))

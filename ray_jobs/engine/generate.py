@@ -1,9 +1,11 @@
 """Sampling texts from a causal model: continuous batching over the slot cache.
 
-Rows are sorted by length, longest first, so that those side by side are about as long; a row that ends
+Rows are sorted by length, longest first, so that those side by side are about as long (and, among those, by
+what they begin with); a row that ends
 gives its slot to the last active one, and waiting rows are let in, a group at a time, once an eighth of the
-slots is free. Equal prompts (k samples of one) are prefilled once. The last token of a prompt is its first
-decoding step, so logits are computed for one position per row only, and always by the model's own head.
+slots is free. What prompts have in common (k samples of one, a template, a response's prefixes) is prefilled
+once. The last token of a prompt is its first decoding step, so logits are computed for one position per row
+only, and always by the model's own head.
 """
 
 from collections import deque
@@ -15,6 +17,7 @@ import torch
 
 from ray_jobs.engine.calls import Completion, Failure, Sampling
 from ray_jobs.engine.causal import CausalLM
+from ray_jobs.engine.prefix import batch_order
 from ray_jobs.engine.sampling import draw, uniforms
 
 
@@ -40,7 +43,7 @@ def generate(
         for i, ids in enumerate(encoded)
         if not isinstance(ids, Failure)
     ]
-    waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.prompt, row.index)))
+    waiting = deque(sorted(rows, key=lambda row: (*batch_order(row.prompt), row.index)))
     with torch.inference_mode():
         while waiting:
             cohort = _cohort(waiting, sampling.max_tokens)
@@ -65,7 +68,7 @@ class _Batch:
         self, lm: CausalLM, waiting: deque[Row], sampling: Sampling, progress: Callable[[], None]
     ) -> None:
         self.lm, self.waiting, self.sampling, self.progress = lm, waiting, sampling, progress
-        capacity = len(waiting[0].prompt) + sampling.max_tokens
+        capacity = max(len(row.prompt) for row in waiting) + sampling.max_tokens
         self.slots = min(lm.room(capacity), len(waiting))
         lm.cache.shape(self.slots, capacity)
         self.active: list[Row] = []
@@ -81,20 +84,10 @@ class _Batch:
             self.progress()
 
     def _admit(self, count: int) -> None:
-        """Prefill the next rows into the slots behind the active ones: distinct prompts first, then
-        copies."""
-        distinct: dict[tuple[int, ...], list[Row]] = {}
-        for _ in range(count):
-            row = self.waiting.popleft()
-            distinct.setdefault(tuple(row.prompt), []).append(row)
-        low = len(self.active)
-        self.lm.prefill([group[0].prompt for group in distinct.values()], low)
-        self.active += [group[0] for group in distinct.values()]
-        for source, group in enumerate(distinct.values(), start=low):
-            if len(group) > 1:
-                at = len(self.active)
-                self.lm.cache.copy(source, slice(at, at + len(group) - 1), len(group[0].prompt) - 1)
-                self.active += group[1:]
+        """Prefill the next rows into the slots behind the active ones."""
+        rows = [self.waiting.popleft() for _ in range(count)]
+        order = self.lm.prefill([row.prompt for row in rows], [row.prompt for row in self.active])
+        self.active += [rows[i] for i in order]
 
     def _step(self) -> None:
         """One token for every active row."""
@@ -125,9 +118,7 @@ class _Batch:
         """Move the last active row into the slot that came free."""
         last = self.active.pop()
         if slot < len(self.active):
-            self.lm.cache.copy(
-                len(self.active), slice(slot, slot + 1), len(last.prompt) + len(last.output) - 1
-            )
+            self.lm.cache.copy(len(self.active), slot, len(last.prompt) + len(last.output) - 1)
             self.active[slot] = last
 
 

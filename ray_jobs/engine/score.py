@@ -14,6 +14,7 @@ import torch
 
 from ray_jobs.engine.calls import Failure, Scores
 from ray_jobs.engine.causal import CausalLM
+from ray_jobs.engine.prefix import batch_order
 
 LOGIT_ROWS = 512  # positions whose logits (a vocabulary each) are held at once
 
@@ -35,12 +36,13 @@ def score(
             results[i] = Failure(f"prompt and continuation exceed the model's context of {lm.context} tokens")
         else:
             rows.append((i, ids, endings))
-    rows.sort(key=lambda row: (-len(row[1]), row[1], row[0]))
+    rows.sort(key=lambda row: (*batch_order(row[1]), row[0]))
     with torch.inference_mode():
         while rows:
-            longest = len(rows[0][1]) + max(len(ending) for row in rows for ending in row[2])
+            longest = max(len(row[1]) for row in rows) + max(len(end) for row in rows for end in row[2])
             batch, rows = rows[: lm.room(longest)], rows[lm.room(longest) :]
             lm.cache.shape(len(batch), longest)
+            batch = [batch[i] for i in lm.prefill([ids for _, ids, _ in batch])]
             for (i, ids, _), logs in zip(batch, _log_probabilities(lm, batch), strict=True):
                 results[i] = Scores(tuple(_softmax(logs)), False, len(ids))
             progress()
@@ -55,9 +57,8 @@ def _softmax(logs: Sequence[float]) -> list[float]:
 def _log_probabilities(
     lm: CausalLM, batch: list[tuple[int, list[int], list[list[int]]]]
 ) -> list[list[float]]:
-    """Summed log-probabilities per row and continuation."""
+    """Summed log-probabilities per row and continuation; the prompts lie in the slots, but for their ends."""
     prompts = [ids for _, ids, _ in batch]
-    lm.prefill(prompts, 0)
     first_BV = _log_softmax(
         lm, lm.tensor([[ids[-1]] for ids in prompts]), lm.tensor([len(p) - 1 for p in prompts])
     )

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ray_jobs.engine.calls import Completion, Failure, Model, Sampling, Scores
-from ray_jobs.engine.causal import _shared_prefix
 from ray_jobs.engine.local import LocalModel
+from ray_jobs.engine.prefix import SHORTEST_LOAN, plan
 from ray_jobs.engine.sampling import draw, uniforms
 from synth.errors import BadInput
 
@@ -218,14 +218,46 @@ def test_uniforms_are_even_and_depend_on_both_seed_and_step():
     assert 0 <= big[0] < 1
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6))
-@settings(max_examples=80, deadline=None)
-def test_shared_prefix_is_the_longest_that_leaves_each_prompt_a_last_token(prompts):
-    length = _shared_prefix(prompts)
-    assert all(len(prompt) > length for prompt in prompts)
-    assert len({tuple(prompt[:length]) for prompt in prompts}) == 1
-    longer = {tuple(prompt[: length + 1]) for prompt in prompts}
-    assert len(longer) > 1 or any(len(prompt) == length + 1 for prompt in prompts)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=24), min_size=1, max_size=8),
+    st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_plan_borrows_only_what_is_there_and_all_that_could_be_borrowed(prompts, known):
+    known = min(known, len(prompts))
+    there = {number: len(prompts[number]) - 1 for number in range(known)}
+    waves = plan(prompts, known)
+    assert sorted(loan.prompt for wave in waves for loan in wave) == list(range(known, len(prompts)))
+    for wave in waves:
+        for loan in wave:
+            if loan.shared:
+                assert there[loan.source] >= loan.shared
+                assert prompts[loan.source][: loan.shared] == prompts[loan.prompt][: loan.shared]
+            assert loan.shared < len(prompts[loan.prompt])
+        own = [len(prompts[loan.prompt]) - loan.shared for loan in wave]
+        assert own == sorted(own, reverse=True)
+        there |= {loan.prompt: len(prompts[loan.prompt]) - 1 for loan in wave}
+    computed = sum(len(prompts[loan.prompt]) - 1 - loan.shared for wave in waves for loan in wave)
+    wanted = {tuple(p[:n]) for p in prompts[known:] for n in range(1, len(p))}
+    had = {tuple(p[:n]) for p in prompts[:known] for n in range(1, len(p))}
+    assert len(wanted - had) <= computed <= len(wanted - had) + SHORTEST_LOAN * len(prompts)
+
+
+def test_shared_prefixes_change_no_text_and_no_score(model):
+    """Prefixes of one text, several templates and repeated prompts, more rows than slots."""
+    story = "the cat sat on the mat and looked at the moon"
+    texts = [story[:n] for n in range(1, len(story), 3)]
+    texts += [f"A shared template of some length: {word}" for word in ("cat", "dog", "cattle", "cat")]
+    texts += [f"Another template, also long: {word} and so on" for word in ("x", "y", "xy")] * 2
+    sampling, seeds = Sampling(max_tokens=6), list(range(len(texts)))
+    alone = [model.generate([text], sampling, [seed])[0] for text, seed in zip(texts, seeds, strict=True)]
+    assert model.generate(texts, sampling, seeds) == alone
+    endings = [("cat", "a dog")] * len(texts)
+    together = model.score(texts, endings)
+    for text, found in zip(texts, together, strict=True):
+        assert found.probabilities == pytest.approx(
+            model.score([text], endings[:1])[0].probabilities, abs=1e-5
+        )
 
 
 def test_slots_are_bounded_by_the_cache_budget(folder):
