@@ -23,7 +23,7 @@ from ray_jobs.store import Provenance, Store, TableVersion
 from synth.ids import stable_hash
 from synth.policy import Policy, load_policy
 
-POISON = "POISON"  # an engine fails on every text that holds this word
+POISON = "poison"  # an engine fails on every text that holds this word
 
 
 class FakeClient:
@@ -95,7 +95,7 @@ class FakeEngines:
 
     def __init__(self, roles: Mapping[str, Model], cache_dir: str = "", fails: Callable[[str], bool] | None = None):
         self.roles, self.clients = dict(roles), dict[str, Any]()
-        self.fails = fails or (lambda text: POISON in text)
+        self.fails = fails or (lambda text: POISON in text.casefold())
 
     def get(self, role: str) -> Any:
         from ray_jobs.engine import head
