@@ -7,6 +7,7 @@ newest is named by its file `latest`, which DeepSpeed writes after the shards, a
 import math
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def start(module: nn.Module, config: FitConfig, micros: int) -> Any:
+def start(module: nn.Module, config: FitConfig, micros: int, universal: bool = False) -> Any:
     """A DeepSpeed engine around `module`; RuntimeError where it does not run the ZeRO stage asked for."""
     deepspeed = _deepspeed()
 
@@ -57,6 +58,7 @@ def start(module: nn.Module, config: FitConfig, micros: int) -> Any:
         "bf16": {"enabled": config.bf16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 30,
+        "checkpoint": {"load_universal": universal},
     }
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     if engine.zero_optimization_stage() != config.zero_stage:
@@ -86,16 +88,50 @@ def save(engine: Any, folder: Path, step: int, history: History) -> None:
     engine.save_checkpoint(str(folder), tag=f"step{step}", client_state={"step": step, "history": history})
     dist.barrier()
     if dist.get_rank() == 0:
-        for old in folder.glob("step*"):
+        for old in folder.glob("*step*"):
             if old.name != f"step{step}":
                 shutil.rmtree(old)
 
 
-def resume(engine: Any, folder: Path) -> tuple[int, History]:
-    """Steps done and their curve, from the newest checkpoint in `folder`; (0, []) without one."""
-    if not (folder / "latest").is_file():
+def newest(folder: Path) -> tuple[str | None, bool]:
+    """The tag to resume from, if there is one, and whether it is a universal checkpoint.
+
+    DeepSpeed reads a sharded optimizer only on as many workers as wrote it. For another number the newest
+    checkpoint is first rewritten, by rank 0, as a universal one (a folder per parameter).
+    """
+    latest = folder / "latest"
+    if not latest.is_file():
+        return None, False
+    tag = latest.read_text(encoding="utf-8").strip()
+    shards = len(list((folder / tag).glob("*optim_states.pt")))
+    if shards in (0, dist.get_world_size()):
+        return tag, False
+    universal = f"universal_{tag}"
+    if dist.get_rank() == 0:
+        _deepspeed()
+        from deepspeed.checkpoint import ds_to_universal
+
+        shutil.rmtree(folder / universal, ignore_errors=True)
+        ds_to_universal.main(
+            Namespace(
+                input_folder=str(folder / tag),
+                output_folder=str(folder / universal),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+    dist.barrier()
+    return universal, True
+
+
+def resume(engine: Any, folder: Path, tag: str | None) -> tuple[int, History]:
+    """Steps done and their curve, from the checkpoint `tag` in `folder`; (0, []) without one."""
+    if tag is None:
         return 0, []
-    path, client = engine.load_checkpoint(str(folder))
+    path, client = engine.load_checkpoint(str(folder), tag=tag)
     if path is None:
-        raise RuntimeError(f"{folder}: the checkpoint named by 'latest' cannot be read")
+        raise RuntimeError(f"{folder / tag}: this checkpoint cannot be read")
     return client["step"], client["history"]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from train.deepspeed_engine import State, full_state, micro_steps, resume, save, start
+from train.deepspeed_engine import State, full_state, micro_steps, newest, resume, save, start
 from train.fit_config import FitConfig
 from train.weave import Batch
 
@@ -66,8 +66,9 @@ def fit(
     began = time.monotonic()
     plan = [batches.steps(epoch) for epoch in range(config.epochs)]
     micros = micro_steps(max((len(step) for steps in plan for step in steps), default=1), config)
-    engine = start(build(), config, micros)
-    done, history = resume(engine, folder)
+    tag, universal = newest(folder)
+    engine = start(build(), config, micros, universal)
+    done, history = resume(engine, folder, tag)
     loop = _Loop(engine, batches, loss_fn, config, sum(map(len, plan)), micros, history)
     best: tuple[float, State | None] = (math.inf, None)
     worse = 0

@@ -95,7 +95,16 @@ def train(task, variants, folder: Path) -> dict:
     return read(folder, variants)
 
 
+def two_processes(life: str, backbone: Path, folder: Path, zero_stage: int) -> list[int]:
+    """Trains on two processes ("whole", or "mortal" and with checkpoints); returns their exit codes."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, __file__, life, str(backbone), str(folder), str(zero_stage)]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    return [process.wait(timeout=120) for process in processes]
+
+
 def read(folder: Path, variants) -> dict:
+    """The first variant's guardmill.json with its losses."""
     first = folder / next(iter(variants))
     about = json.loads((first / "guardmill.json").read_text())
     about["losses"] = [
@@ -152,10 +161,7 @@ def test_cached_features_give_the_curve_of_running_the_whole_model(llama, tmp_pa
 @pytest.mark.slow
 def test_the_curve_is_the_same_on_one_and_on_two_workers(llama, tmp_path):
     one = train(GenTask(gen_config(llama, micro_tokens=64)), {"guard": gen_examples()}, tmp_path / "1")
-    (tmp_path / "2").mkdir()
-    command = [sys.executable, __file__, str(llama), str(tmp_path / "2")]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert two_processes("whole", llama, tmp_path / "2", 2) == [0, 0]
     two = read(tmp_path / "2", {"guard": []})
     assert (one["metrics"]["workers"], two["metrics"]["workers"]) == (1, 2)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
@@ -182,28 +188,43 @@ class Killed(RuntimeError):
     pass
 
 
+class Mortal(GenTask):
+    """Dies in its fifth step."""
+
+    steps = 0
+
+    def loss(self, module, batch):
+        if module.training:
+            self.steps += 1
+            if self.steps == 5:
+                raise Killed
+        return super().loss(module, batch)
+
+
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_a_killed_training_resumes_to_the_same_curve(llama, tmp_path, zero_stage):
     config = gen_config(llama, zero_stage=zero_stage, checkpoint_steps=2)
     undisturbed = train(
         GenTask(replace(config, checkpoint_steps=0)), {"guard": gen_examples()}, tmp_path / "a"
     )
-    killed_at = 4
-
-    class Mortal(GenTask):
-        steps = 0
-
-        def loss(self, module, batch):
-            Mortal.steps += 1
-            if Mortal.steps == killed_at + 1:
-                raise Killed
-            return super().loss(module, batch)
-
     with pytest.raises(Killed):
         train(Mortal(config), {"guard": gen_examples()}, tmp_path / "b")
     resumed = train(GenTask(config), {"guard": gen_examples()}, tmp_path / "b")
     assert resumed["losses"] == pytest.approx(undisturbed["losses"], rel=1e-4)
     assert not (tmp_path / "b" / "guard.resume").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_workers_killed_training_resumes_on_one_to_the_same_curve(llama, tmp_path, zero_stage):
+    undisturbed = train(
+        GenTask(gen_config(llama, zero_stage=zero_stage)), {"guard": gen_examples()}, tmp_path / "a"
+    )
+    assert two_processes("mortal", llama, tmp_path / "b", zero_stage) != [0, 0]
+    assert (tmp_path / "b" / "guard.resume" / "latest").read_text().strip() == "step4"
+    task = GenTask(gen_config(llama, zero_stage=zero_stage, checkpoint_steps=2))
+    resumed = train(task, {"guard": gen_examples()}, tmp_path / "b")
+    assert resumed["losses"] == pytest.approx(undisturbed["losses"], rel=1e-4)
 
 
 def test_early_stopping_keeps_the_best_epoch(llama, tmp_path):
@@ -278,6 +299,9 @@ def test_no_example_left_is_refused(llama):
 
 
 if __name__ == "__main__":  # one of two workers
-    backbone, out, number = sys.argv[1:]
-    two_workers = GenTask(gen_config(Path(backbone), micro_tokens=64))
+    life, where, out, stage, number = sys.argv[1:]
+    if life == "whole":
+        two_workers: GenTask = GenTask(gen_config(Path(where), zero_stage=int(stage), micro_tokens=64))
+    else:
+        two_workers = Mortal(gen_config(Path(where), zero_stage=int(stage), checkpoint_steps=2))
     work(int(number), 2, str(Path(out) / "rendezvous"), two_workers, {"guard": gen_examples()}, Path(out))
