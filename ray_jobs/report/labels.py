@@ -11,6 +11,7 @@ from label.audit import summary
 from label.vote import Combiner
 from ray_jobs.report import svg
 from ray_jobs.report.source import Source, quoted
+from ray_jobs.report.verdict import signed
 
 CHANGE = ["row", "action", "old", "new", "probability_old", "probability_new"]
 TOKENS = [
@@ -57,7 +58,7 @@ def combination_words(audit: dict[str, Any]) -> list[str]:
     told = []
     for name, key in (("the best single voter", "best_voter"), ("the majority", "majority")):
         low, high = audit[key]["combination_minus_this"]
-        interval = f"the 95 % interval of the difference is {low:+.2f} to {high:+.2f}"
+        interval = f"the 95 % interval of the difference is {signed(low)} to {signed(high)}"
         if audit["combination"]["f1"] <= audit[key]["f1"]:
             told.append(f"The combination does NOT beat {name}: {interval}.")
         elif low > 0:

@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ray_jobs.report.verdict import signed
+
 # C0 controls but tab and line ends, DEL and C1: shown as their pictures or as U+FFFD, never passed on.
 CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)}
 CONTROLS |= dict.fromkeys(range(127, 160), 0xFFFD)
@@ -53,6 +55,7 @@ def environment() -> Environment:
         shown=shown,
         embedded=embedded,
         beside=beside,
+        signed=signed,
     )
     return found
 

@@ -14,12 +14,19 @@ LABELLED = ["id", "prompt", "response", "leaf", "severity", "categories"]
 def samples(source: Source, count: int) -> dict[str, Any]:
     """`count` rows of each kind; kinds that a flow does not have are empty."""
     return {
-        "prompts": by_value(source, "prompts", "source", PROMPT, count),
+        "prompts": prompts(source, count),
         "rejected": by_value(source, "prompts_rejected", "reason", ["text", "leaf", "language", "source"], 2),
         "responses": responses(source, count),
         "translations": source.some("translations", ["prompt", "language", "leaf", "severity"], count),
         "tokens": tokens(source, count),
     }
+
+
+def prompts(source: Source, count: int) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """Prompts per strategy; those that people wrote, the seeds, come last."""
+    written = {row["source"] for row in source.rows("seeds", ["source"])}
+    groups = by_value(source, "prompts", "source", PROMPT, count)
+    return sorted(groups, key=lambda group: group[0] in written)
 
 
 def by_value(

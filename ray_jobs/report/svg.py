@@ -80,6 +80,7 @@ def reliability(points: Sequence[Mapping[str, float]], title: str) -> Markup:
         return left + size * x, top + size * (1 - y)
 
     body = axes(left, top, size, size, "confidence", "share right")
+    body += [text(left + size * at / 4, top + size + 14, f"{at / 4:g}", "middle", "tick") for at in range(5)]
     body.append(line(place(0, 0), place(1, 1), "diagonal"))
     here = [place(point["confidence"], point["accuracy"]) for point in points]
     body.append(path(here, "line s0"))

@@ -8,6 +8,8 @@ nothing and is said to. Anything else: it does not beat the other, and the page 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from label.scores import violations
+from ray_jobs.report.flow import main_versions
 from ray_jobs.report.source import Source
 from synth.policy import READINGS
 
+AUDIT = ["side", "audit"]
 GUARDS = ("gen_guard", "stream_guard")
 TITLES = {
     "gen_guard": "Generative guard",
@@ -141,7 +145,7 @@ def numbers(source: Source) -> list[tuple[str, int]]:
 
 
 def lines(source: Source, found: list[Comparison] | None = None) -> list[Line]:
-    """The verdict's sentences: each guard per side in the strict reading, then what was made."""
+    """The verdict's sentences: each guard per side in the strict reading, then the labels and what was lost."""
     strict = [each for each in (comparisons(source) if found is None else found) if each.reading == "strict"]
     told = [
         guard_line(source, [each for each in strict if (each.guard, each.side) == key])
@@ -176,30 +180,43 @@ def guard_line(source: Source, against: list[Comparison]) -> Line:
 def other_words(each: Comparison) -> str:
     names = {"majority": "the majority", "tfidf": "TF-IDF"}
     other = names.get(each.other, "its shuffled-label control")
-    return f"{other} (F1 {each.other_f1:.2f}; difference {each.difference:+.2f}, {each.low:+.2f} to {each.high:+.2f})"
+    return f"{other} (F1 {each.other_f1:.2f}, difference {signed(each.low)} to {signed(each.high)})"
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign, the minus a true one."""
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def made_lines(source: Source) -> list[Line]:
-    """What is missing or was lost, where there is something to say."""
+    """What the labels are worth and where they come from; what is missing or was lost."""
     found = []
     if "translations" in source.versions and not source.count("translations"):
         found.append(
             Line("note", "Nothing was translated: there was no translator, or nothing passed its checks.")
         )
-    if "combiner" in source.versions:
-        audits = source.rows("combiner", ["side", "audit"])
-        bare = [row["side"] for row in audits if row["audit"] in ("", "{}", "null")]
-        if bare:
-            words = f"Labels on {listed([f'{side}s' for side in bare])} are an uncalibrated majority: no gold rows."
-            found.append(Line(NOT_AHEAD, words))
-    failed = sum(version.provenance.counts.get("failed", 0) for version in _once(source))
+    found += [
+        votes_line(row["side"], json.loads(row["audit"] or "{}")) for row in source.rows("combiner", AUDIT)
+    ]
+    if source.samples:
+        origins = Counter(row["origin"] for row in source.rows(source.samples, ["origin"]))
+        words = listed([f"{count} by {origin}" for origin, count in sorted(origins.items())] or ["none"])
+        found.append(Line("note", f"Labels that training reads: {words}."))
+    failed = sum(version.provenance.counts.get("failed", 0) for version in main_versions(source))
     if failed:
-        found.append(Line("note", f"{failed} rows failed and are in the steps' quarantine tables."))
+        found.append(Line("note", f"Failed rows, kept in the steps' quarantine tables: {failed}."))
     return found
 
 
-def _once(source: Source) -> list[Any]:
-    return list({version.provenance.identity: version for version in source.versions.values()}.values())
+def votes_line(side: str, audit: dict[str, Any]) -> Line:
+    """What the votes on one side are worth on gold, and what the audit warns of."""
+    if not audit:
+        return Line(NOT_AHEAD, f"Labels on {side}s are an uncalibrated majority: there were no gold rows.")
+    low, high = audit["combination"]["interval"]
+    f1, rows = audit["combination"]["f1"], audit["rows"]
+    told = f"Votes on {side}s: F1 {f1:.2f} ({low:.2f} to {high:.2f}) on {rows} gold rows."
+    warnings = " ".join(audit["warnings"])
+    return Line(NOT_AHEAD if warnings else AHEAD, f"{told} {warnings}".strip())
 
 
 def listed(words: list[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
@@ -49,6 +51,7 @@ TOKEN_LABELS = table_schema(
         pa.field("judge_probability", pa.float64()),
     ]
 )
+AUDITED: dict[str, list[dict[str, Any]]] = {}
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",
@@ -172,8 +175,14 @@ def sample_rows(policy: Policy, rows: list[dict[str, Any]], side: str) -> list[d
     return found
 
 
-def combiner_rows(policy: Policy, rows: int = 60) -> list[dict[str, Any]]:
+def combiner_rows(policy: Policy) -> list[dict[str, Any]]:
     """Three fabricated voters of different skill, and the real combination and audit of them."""
+    if policy.id not in AUDITED:
+        AUDITED[policy.id] = fit_combiners(policy)
+    return AUDITED[policy.id]
+
+
+def fit_combiners(policy: Policy, rows: int = 60) -> list[dict[str, Any]]:
     rng, classes, found = np.random.default_rng(3), len(policy.severity_names), []
     violating = [policy.violates(name, "strict") for name in policy.severity_names]
     labels = rng.integers(0, classes, rows)
@@ -485,6 +494,23 @@ def test_the_security_policy_allows_the_shipped_script_only(whole: Mill) -> None
     assert "url(" not in html
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_in_a_browser_a_row_is_looked_up_to_its_seed_and_hostile_text_does_nothing(
+    tmp_path: Path, hostile: str
+) -> None:
+    (tmp_path / "page.html").write_text(hostile, encoding="utf-8")
+    asked = re.findall(r"tokens-[0-9a-f]+", hostile)[0]
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --dump-dom"
+    quiet = "--disable-background-networking --disable-component-update"
+    address = f"file://{tmp_path}/page.html#row={asked}"
+    command = ["chromium", *options.split(), *quiet.split(), f"--user-data-dir={tmp_path}/profile", address]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = dom.split('id="found"')[1].split("</section>")[0]
+    assert found.count('class="row"') == 4 and "deduped@v1" in found
+    assert not {"img", "iframe"} & {tag for tag, _ in Page(dom).elements} and len(Page(dom).scripts) == 2
+
+
 def verdict_of(tmp_path: Path, policy: Policy, skill: dict[str, float]) -> str:
     mill = Mill(tmp_path, policy)
     mill.commit("evaluation", "predictions", PREDICTIONS, prediction_rows(policy, skill))
@@ -505,6 +531,13 @@ def test_the_verdict_says_in_words_what_a_guard_does_not_beat(tmp_path: Path, sa
     )
     assert "[bad] Generative guard, prompts" in told
     assert re.search(r"does NOT beat [^.]*TF-IDF \(F1 1\.00", told)
+
+
+def test_the_verdict_carries_the_votes_worth_and_their_warnings(whole: Mill, safety: Policy) -> None:
+    told = " ".join(line.text for line in lines(Source(whole.store, whole.versions, safety)))
+    assert re.search(r"Votes on prompts: F1 0\.\d\d \(0\.\d\d to [01]\.\d\d\) on 60 gold rows", told)
+    assert "Labels that training reads: 16 by controversial, 16 by human and 16 by votes." in told
+    assert "Nothing was translated" in told and "quarantine tables: 1." in told
 
 
 def test_a_missing_control_keeps_the_verdict_from_being_good(tmp_path: Path, safety: Policy) -> None:
