@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import pyarrow as pa
 
-from ray_jobs.files import column, read_table, write_table
+from ray_jobs.files import check_writable, column, read_table, text_column, write_table
 from synth.errors import BadInput
 
 
@@ -17,17 +17,20 @@ def dedup(options: argparse.Namespace) -> None:
     from synth.decontaminate import contaminated
     from synth.dedup import DedupConfig, deduplicate
 
+    for path in filter(None, (options.output, options.duplicates)):
+        check_writable(path)
     table = read_table(options.input)
-    texts = column(table, options.text, options.input)
-    work = {"id": pa.array([f"{i:012d}" for i in range(table.num_rows)]), "text": texts.cast(pa.string())}
+    texts = text_column(table, options.text, options.input)
+    work = {"id": pa.array([f"{i:012d}" for i in range(table.num_rows)]), "text": texts}
     if options.label:
-        work["label"] = column(table, options.label, options.input).cast(pa.string())
+        labels = column(table, options.label, options.input).to_pylist()
+        work["label"] = pa.array([None if label is None else str(label) for label in labels], pa.string())
     rows = pa.table(work)
     near: set[int] = set()
     for path in options.against:
         other = read_table(path)
         name = options.text if options.text in other.column_names else "text"
-        found = contaminated(rows["text"], column(other, name, path).cast(pa.string()))
+        found = contaminated(rows["text"], text_column(other, name, path))
         near.update(found["row"].to_pylist())
     clean = [i for i in range(table.num_rows) if i not in near]
     config = DedupConfig(threshold=options.threshold, permutations=options.perms, ngram=options.ngram)
@@ -60,14 +63,15 @@ def mixing(options: argparse.Namespace) -> None:
     """The input's columns plus `mixed` and `spans`; a summary per language on stderr."""
     from synth.mixing import mixing as find
 
+    check_writable(options.output)
     table = read_table(options.input)
-    texts = column(table, options.text, options.input).to_pylist()
+    texts = text_column(table, options.text, options.input).to_pylist()
     languages = column(table, options.lang, options.input).to_pylist()
-    sources = column(table, options.source, options.input).to_pylist() if options.source else [None] * len(texts)
+    sources = (
+        column(table, options.source, options.input).to_pylist() if options.source else [None] * len(texts)
+    )
     found, counts = [], defaultdict[str, Counter[str]](Counter)
     for number, (text, language, source) in enumerate(zip(texts, languages, sources, strict=True), 1):
-        if not isinstance(text, str):
-            raise BadInput(f"{options.input}, row {number}: column {options.text!r} holds no text")
         try:
             one = find(text, language, source)
         except BadInput as problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,20 @@ from synth.errors import BadInput
 
 def prepared(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The recipe with the command line's overrides, its policy and its root."""
-    from ray_jobs.files import import_file
+    from ray_jobs.files import import_file, read_import
     from ray_jobs.recipes import named
     from synth.policy import load_policy
 
     recipe = named(options.recipe)
     if options.policy:
         recipe = replace(recipe, policy=options.policy)
+    policy = load_policy(recipe.policy)
     if options.imports:
         files = tuple(import_file(path) for path in options.imports)
+        for file in files:  # a bad row is told before anything starts
+            deque(read_import(file, policy), maxlen=0)
         recipe = replace(recipe, seeds=replace(recipe.seeds, imports=files))
-    return recipe, load_policy(recipe.policy), options.root or f"mill/{recipe.name}"
+    return recipe, policy, options.root or f"mill/{recipe.name}"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,7 +78,9 @@ def plan(options: argparse.Namespace) -> None:
     if options.json:
         print_json([vars(entry) for entry in entries])
         return
-    print(f"{'step':<16} {'state':<8} {'units':>11} {'rows':>8} {'calls':>8} {'tokens':>9} {'seconds':>8}  why")
+    print(
+        f"{'step':<16} {'state':<8} {'units':>11} {'rows':>8} {'calls':>8} {'tokens':>9} {'seconds':>8}  why"
+    )
     for entry in entries:
         units = f"{entry.units_to_do}/{entry.units}" if entry.units else "?"
         print(
@@ -116,7 +122,9 @@ def vote(options: argparse.Namespace) -> None:
         for warning in audit["warnings"]:
             print(f"  warning: {warning}", file=sys.stderr)
         for voter, told in audit["voters"].items() if options.audit else ():
-            print(f"  {voter}: F1 {told['f1']:.3f}, abstains {told['abstained']:.1%}, adds {told.get('adds_f1', 0):+.3f}")
+            print(
+                f"  {voter}: F1 {told['f1']:.3f}, abstains {told['abstained']:.1%}, adds {told.get('adds_f1', 0):+.3f}"
+            )
             for truth, row in enumerate(told["confusion"]):
                 print(f"    true {truth}: {row}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from synth.errors import BadInput
 from synth.ids import row_id
@@ -47,18 +48,34 @@ def existing(path: str) -> Path:
 def read_table(path: str) -> pa.Table:
     """All rows of a JSON Lines, Parquet or CSV file. BadInput names the file and line that cannot be read."""
     file = existing(path)
-    if file.suffix == ".jsonl":
-        return pa.Table.from_pylist(list(_json_lines(file)))
     try:
-        if file.suffix == ".parquet":
+        if file.suffix == ".jsonl":
+            table = _by_column(list(_json_lines(file)), path)
+        elif file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return pq.read_table(file)
-        import pyarrow.csv as csv
+            table = pq.read_table(file)
+        else:
+            import pyarrow.csv as csv
 
-        return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as problem:
+            _check_utf8(file)
+            table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+    except (pa.ArrowInvalid, OSError) as problem:
         raise BadInput(f"{path}: not readable as {file.suffix[1:]}: {str(problem).splitlines()[0]}") from None
+    if not table.num_rows:
+        raise BadInput(f"{path}: the file has no rows")
+    return table
+
+
+def _by_column(rows: list[dict[str, Any]], path: str) -> pa.Table:
+    """Rows as a table with every column that any of them has."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise BadInput(f"{path}: column {name!r} holds values of different kinds") from None
+    return pa.table(columns)
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -68,8 +85,12 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\ud" in line.lower():
+                    json.dumps(row, ensure_ascii=False).encode()
             except UnicodeDecodeError as problem:
                 raise BadInput(f"{file}, line {number}: not UTF-8 (byte {problem.start})") from None
+            except UnicodeEncodeError:
+                raise BadInput(f"{file}, line {number}: a \\u escape names half a character") from None
             except json.JSONDecodeError as problem:
                 raise BadInput(f"{file}, line {number}: not JSON: {problem.msg}") from None
             if not isinstance(row, dict):
@@ -77,25 +98,56 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def write_table(table: pa.Table, path: str) -> None:
-    """Write rows in the format of the path's ending, atomically: the file appears whole or not at all."""
+def _check_utf8(file: Path) -> None:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as problem:
+                raise BadInput(f"{file}, line {number}: not UTF-8 (byte {problem.start})") from None
+
+
+def check_writable(path: str) -> Path:
+    """A path that a table can be written to. BadInput for an unknown format or a folder that is not there."""
     file = Path(path)
     if file.suffix not in FORMATS:
         raise BadInput(f"{path}: unknown format {file.suffix or '(none)'!r}; use {', '.join(FORMATS)}")
+    if not file.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {file.parent}")
+    return file
+
+
+def write_table(table: pa.Table, path: str) -> None:
+    """Write rows in the format of the path's ending, atomically: the file appears whole or not at all. CSV holds nested
+    values as JSON."""
+    file = check_writable(path)
     part = file.with_name(f".{file.name}.part")
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-        pq.write_table(table, part)
-    elif file.suffix == ".csv":
-        import pyarrow.csv as csv
+            pq.write_table(table, part)
+        elif file.suffix == ".csv":
+            import pyarrow.csv as csv
 
-        csv.write_csv(table, part)
-    else:
-        with part.open("w", encoding="utf-8") as out:
-            for row in table.to_pylist():
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    part.replace(file)
+            csv.write_csv(_flat(table), part)
+        else:
+            with part.open("w", encoding="utf-8") as out:
+                for row in table.to_pylist():
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    columns = {}
+    for name in table.column_names:
+        values = table[name]
+        if pa.types.is_nested(values.type):
+            values = pa.array([json.dumps(value, ensure_ascii=False) for value in values.to_pylist()], pa.string())
+        columns[name] = values
+    return pa.table(columns)
 
 
 def column(table: pa.Table, name: str, path: str) -> pa.ChunkedArray:
@@ -103,6 +155,20 @@ def column(table: pa.Table, name: str, path: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise BadInput(f"{path}: no column {name!r}; it has {', '.join(table.column_names)}")
     return table[name]
+
+
+def text_column(table: pa.Table, name: str, path: str) -> pa.ChunkedArray:
+    """A column of texts. BadInput names the first row that holds none."""
+    values = column(table, name, path)
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    number = 0
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        lengths = pc.utf8_length(pc.utf8_trim_whitespace(values))
+        number = pc.index(pc.fill_null(pc.equal(lengths, 0), True), True).as_py()
+    if number >= 0 and len(values):
+        raise BadInput(f"{path}, row {number + 1}: column {name!r} holds no text")
+    return values.cast(pa.string())
 
 
 def read_import(source: Import, policy: Policy) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
@@ -115,7 +181,22 @@ def read_import(source: Import, policy: Policy) -> Iterator[tuple[dict[str, Any]
         where = f"{source.path}, row {number}"
         if not isinstance(row[text], str) or not row[text].strip():
             raise BadInput(f"{where}: column {text!r} holds no text")
+        _check_row(row, where)
         yield _imported(row, row[text], source, policy, where)
+
+
+def _check_row(row: dict[str, Any], where: str) -> None:
+    """BadInput for an optional column whose value is of the wrong kind."""
+    for name in ("response", "thinking", "severity", "category", "language"):
+        if not isinstance(row.get(name) or "", str):
+            raise BadInput(f"{where}: column {name!r} holds no text")
+    refusal = row.get("refusal")
+    if not (refusal is None or refusal == "" or isinstance(refusal, bool)):
+        raise BadInput(f"{where}: column 'refusal' holds {refusal!r}, not true or false")
+    turns = row.get("history") or []
+    told = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not told or any(not isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
+        raise BadInput(f"{where}: column 'history' holds no list of messages with role and content")
 
 
 def _imported(
@@ -150,5 +231,6 @@ def _imported(
     }
     if not response:
         return prompt, None
-    answer = response_row(prompt, response, severity, row.get("refusal"))
+    refusal = None if row.get("refusal") == "" else row.get("refusal")
+    answer = response_row(prompt, response, severity, refusal)
     return prompt, answer | {"thinking": row.get("thinking") or "", "source": "import"}
