@@ -52,10 +52,11 @@ class Engines:
     def __init__(self, roles: Mapping[str, Model], cache_dir: str = "") -> None:
         self.roles, self.cache_dir = dict(roles), cache_dir
         self.clients: dict[str, Client] = {}
+        self.spent: Counter[str] = Counter()  # by clients that `shutdown` let go
         self.in_task = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"roles": self.roles, "cache_dir": self.cache_dir, "clients": {}, "in_task": True}
+        return {"roles": self.roles, "cache_dir": self.cache_dir, "clients": {}, "spent": Counter(), "in_task": True}
 
     def get(self, role: str) -> Client:
         """The client of a role; its weights are loaded at the first call for any role that uses them.
@@ -75,7 +76,7 @@ class Engines:
 
     def take_usage(self) -> dict[str, int]:
         """Calls and tokens of this object's clients since the last time it was asked."""
-        total: Counter[str] = Counter()
+        total, self.spent = self.spent, Counter()
         for client in self.clients.values():
             total.update(client.usage)
             client.usage = dict.fromkeys(client.usage, 0)
@@ -89,7 +90,9 @@ class Engines:
             with suppress(BadInput, ValueError):  # it cannot be loaded, was never loaded, or is gone already
                 if (name := actor_name(model)) and name not in keep:
                     ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-        self.clients = {role: c for role, c in self.clients.items() if actor_name(c.model) in keep}
+        gone = {role for role, client in self.clients.items() if actor_name(client.model) not in keep}
+        for role in gone:
+            self.spent.update(self.clients.pop(role).usage)
 
     def _client(self, model: Model) -> Client:
         import ray

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from ray_jobs import combiner, controversial, dedup, distilled, gold, prompts, seeds, translations, voters, votes
+from ray_jobs import (
+    combiner,
+    controversial,
+    dedup,
+    distilled,
+    gold,
+    prompts,
+    seeds,
+    translations,
+    voters,
+    votes,
+)
 from ray_jobs.engine import Model
 from ray_jobs.gen_guard import gen_example
 from ray_jobs.pipeline import steps
@@ -136,7 +147,7 @@ def test_gold_ballots_of_a_head_are_out_of_fold_and_no_test_row_is_asked(milled)
     fit = {row["id"] for row in rows(milled, "gold") if row["split"] == "fit"}
     for table in ("head_ballots", "gold_ballots"):
         assert {row["parent_id"] for row in rows(milled, table)} == fit
-    (head,) = [row for row in rows(milled, "voters")]
+    (head,) = rows(milled, "voters")
     assert head["name"] == "char_ngrams" and head["kind"] == "head"
 
 

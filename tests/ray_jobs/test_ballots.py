@@ -1,0 +1,84 @@
+"""Ballots: what each kind of voter is asked, and abstentions where an answer is missing."""
+
+import numpy as np
+import pytest
+
+from ray_jobs.ballots import ask_voters, stack_ballots, voter_roles
+from ray_jobs.engine import Model
+from ray_jobs.voters import BALLOT, fold, side_categories, targets, written_items
+
+ROLES = {
+    "voter-10": Model("local", "one", "instruct"),
+    "voter-2": Model("local", "two", "instruct"),
+    "writer": Model("local", "three", "base"),
+}
+
+
+def sample(number: int, side: str, prompt: str = "May I?", response: str = "") -> dict:
+    return {"id": f"r{number}", "group_id": f"g{number}", "side": side, "prompt": prompt, "history": [],
+            "response": response, "thinking": ""}  # fmt: skip
+
+
+@pytest.fixture
+def work(make_work, safety, store):
+    return make_work(safety, store, None, ROLES)
+
+
+def test_the_voters_are_the_numbered_voter_roles(work):
+    assert voter_roles(work) == ["voter-10", "voter-2"]
+
+
+def test_a_model_is_asked_for_severity_and_category_and_for_refusal_only_of_responses(work, safety):
+    rows = [sample(1, "prompt"), sample(2, "response", response="No.")]
+    ballots = ask_voters(work, rows, ["voter-2"], failed := [])
+    assert failed == [] and [ballot["parent_id"] for ballot in ballots] == ["r1", "r2"]
+    for ballot, side in zip(ballots, ("prompt", "response"), strict=True):
+        assert set(ballot) == set(BALLOT.names) - {"digest"}
+        assert len(ballot["severity"]) == 3 and len(ballot["category"]) == len(side_categories(safety, side))
+        assert (ballot["refusal"] is None) == (side == "prompt")
+    assert work.engines.get("voter-2").usage["calls"] == 2 + 3
+    assert "jailbreak" in side_categories(safety, "prompt") and "jailbreak" not in side_categories(safety, "response")
+
+
+def test_a_failed_answer_is_an_abstention_of_that_voter_on_that_row_and_counted_once(work, safety):
+    rows = [sample(1, "prompt"), sample(2, "prompt", "poison")]
+    ballots = ask_voters(work, rows, ["voter-2", "voter-10"], failed := [])
+    assert [(one.row, one.reason) for one in failed] == [
+        ("r2", f"{voter}: the engine refused this row") for voter in ("voter-2", "voter-10")
+    ]
+    assert [ballot["severity"] is None for ballot in ballots] == [False, True] * 2
+    stacked = stack_ballots(safety, "prompt", ["voter-10", "voter-2"], ["r1", "r2"], ballots)
+    assert np.isnan(stacked.severity).all(axis=2).tolist() == [[False, False], [True, True]]
+
+
+def test_stacked_ballots_stand_in_the_order_asked_for_and_missing_ones_abstain(work, safety):
+    rows = [sample(number, "response", response="Yes.") for number in (1, 2)]
+    ballots = ask_voters(work, rows, ["voter-2"], [])
+    stacked = stack_ballots(safety, "response", ["voter-10", "voter-2"], ["r2", "gone", "r1"], ballots[::-1])
+    assert stacked.severity.shape == (3, 2, 3)
+    assert stacked.severity[0, 1].tolist() == ballots[1]["severity"]
+    assert stacked.severity[2, 1].tolist() == ballots[0]["severity"]
+    assert np.isnan(stacked.severity[:, 0]).all() and np.isnan(stacked.severity[1]).all()
+    assert stacked.refusal is not None and stacked.refusal[0, 1] == ballots[1]["refusal"]
+    assert stack_ballots(safety, "prompt", ["voter-2"], [], []).refusal is None
+
+
+def test_labels_of_one_side_are_unknown_to_the_other(safety):
+    known = {"id": "p", "group_id": "p", "text": "a", "history": [], "human": "Unsafe", "category": "violent"}
+    prompts = [known, known | {"id": "u", "group_id": "u", "human": ""}]
+    answers = [{"id": "a", "group_id": "p", "prompt": "a", "text": "No.", "history": [], "human": "Safe",
+                "category": "violent", "refusal": True}]  # fmt: skip
+    items = written_items(prompts, answers, safety.mildest)
+    told = [(item.id, item.categories, item.refusal) for item in items]
+    assert told == [("p", ("violent",), None), ("a", (), True)]
+    found = targets(safety, items)
+    assert found["prompt.severity"].tolist() == [2, -1] and found["response.severity"].tolist() == [-1, 0]
+    assert found["prompt.category.violent"].tolist() == [1, -1]
+    assert found["response.category.violent"].tolist() == [-1, 0]
+    assert found["response.refusal"].tolist() == [-1, 1]
+
+
+def test_a_group_has_one_fold_and_folds_are_even():
+    folds = [fold(f"g{number}", 5) for number in range(500)]
+    assert folds == [fold(f"g{number}", 5) for number in range(500)]
+    assert min(np.bincount(folds)) > 70

@@ -1,0 +1,158 @@
+"""Token labels with scripted models: where a response turns, what it cost, and what a crash or a failure costs."""
+
+import re
+
+import pytest
+
+from label.rollout_plan import Plan
+from ray_jobs import token_labels
+from ray_jobs.engine import Completion, Failure, Model, Scores
+from ray_jobs.store import Store
+from ray_jobs.token_labels import TOKEN_LABELS, TokenLabelsConfig
+from ray_jobs.votes import SAMPLE
+
+ROLES = {
+    "rollout-1": Model("local", "one", "base"),
+    "rollout-2": Model("local", "two", "instruct"),
+    "guard": Model("local", "guard", "gen_guard"),
+    "judge": Model("local", "judge", "instruct"),
+    "backbone": Model("local", "backbone", "base"),
+}
+
+
+class Scripted:
+    """A model that continues with what `says` gives and finds what holds the word "bad" violating."""
+
+    def __init__(self, model: Model, says=lambda text: " and so on.", fails=lambda text: False):
+        self.model, self.says, self.fails = model, says, fails
+        self.calls: list[str] = []
+
+    def generate(self, prompts, sampling, seeds):
+        return [self._one(prompt, lambda text: Completion(self.says(text), "stop", 3, 4)) for prompt in prompts]
+
+    def score(self, prompts, continuations):
+        (labels,) = set(continuations)
+        found = [name.rpartition(" ")[2] for name in labels]
+        bad = {"Safe": 0.1, "Controversial": 0.0, "Unsafe": 0.9}
+        good = {"Safe": 0.9, "Controversial": 0.1, "Unsafe": 0.0}
+
+        def told(text: str) -> Scores:
+            answer = text.rpartition("ASSISTANT:")[2]
+            return Scores(tuple((bad if "bad" in answer else good)[name] for name in found), False, 5)
+
+        return [self._one(prompt, told) for prompt in prompts]
+
+    def _one(self, prompt, make):
+        text = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+        self.calls.append(text)
+        return Failure("gone") if self.fails(text) else make(text)
+
+
+def words(text: str, add_special_tokens: bool, return_offsets_mapping: bool) -> dict:
+    """A tokenizer: words with the space before them."""
+    return {"offset_mapping": [match.span() for match in re.finditer(r"\s*\S+", text)]}
+
+
+def sample(id: str, response: str, severity: str = "Unsafe", side: str = "response") -> dict:
+    row = dict.fromkeys(SAMPLE.names)
+    del row["digest"]
+    given = {"id": id, "parent_id": "", "group_id": id, "side": side, "prompt": "Tell me.", "history": [],
+             "response": response, "severity": severity, "language": "en", "abstain": False}  # fmt: skip
+    return row | given
+
+
+@pytest.fixture
+def label(store, put, make_work, safety, monkeypatch):
+    """label(rows, config, **models) labels the rows and gives the output, the models at hand in `label.models`."""
+    monkeypatch.setattr(token_labels, "tokenizer", lambda work: words)
+
+    def go(rows, config=None, identity="made-by-hand", **models):
+        version = put(store, "distilled", SAMPLE, rows)
+        config = config or TokenLabelsConfig(plan=Plan(k=3))
+        work = make_work(safety, store, config, ROLES, versions={"distilled": version}, identity=identity)
+        go.models = {role: models.get(role, Scripted(model)) for role, model in ROLES.items()}
+        work.engines.clients = dict(go.models)
+        return token_labels.run(work)
+
+    return go
+
+
+def by_parent(output) -> dict[str, dict]:
+    return {row["parent_id"]: row for row in output.tables["token_labels"]}
+
+
+def test_the_label_begins_at_the_first_token_that_turns(label):
+    rows = [sample("turns", "Sure it is bad indeed"), sample("from the start", "bad it is")]
+    told = by_parent(label(rows))
+    row = told["turns"]
+    assert (row["outcome"], row["boundary"], row["onset"], row["tokens"]) == ("boundary", 3, 10, 5)
+    assert row["response"][row["onset"] :] == " bad indeed"
+    assert (told["from the start"]["boundary"], told["from the start"]["onset"]) == (0, 0)
+    assert set(row) == set(TOKEN_LABELS.names) - {"digest"}
+
+
+def test_a_mild_response_costs_nothing_and_prompts_are_none_of_its_business(label):
+    told = by_parent(label([sample("mild", "all is well", "Safe"), sample("p", "", "Unsafe", "prompt")]))
+    assert list(told) == ["mild"]
+    assert told["mild"]["outcome"] == "mildest" and told["mild"]["onset"] is None and told["mild"]["rollouts"] == 0
+    assert all(model.calls == [] for model in label.models.values())
+
+
+def test_no_boundary_is_an_outcome_of_its_own(label):
+    output = label([sample("flagged in vain", "nothing happens here")])
+    (row,) = output.tables["token_labels"]
+    assert row["boundary"] is None and row["onset"] is None and row["outcome"] not in ("boundary", "mildest")
+    assert output.failed == []
+
+
+def test_the_exact_mode_finds_what_the_paper_mode_finds_for_less(label):
+    rows = [sample(f"r{at}", " ".join("bad" if i == at else "word" for i in range(6))) for at in (0, 2, 5)]
+    paper = by_parent(label(rows, TokenLabelsConfig(plan=Plan(k=4, mode="paper")), "paper"))
+    exact = by_parent(label(rows, TokenLabelsConfig(plan=Plan(k=4)), "exact"))
+    for id in paper:
+        assert exact[id]["boundary"] == paper[id]["boundary"]
+        assert exact[id]["rollouts"] < paper[id]["rollouts"] == exact[id]["paper_rollouts"] == 6 * 4
+
+
+def test_every_rollout_model_is_asked_and_an_instruct_one_by_messages(label):
+    label([sample("r", "Sure it is bad")], TokenLabelsConfig(plan=Plan(k=4, mode="paper")))
+    one, two = (label.models[f"rollout-{number}"].calls for number in (1, 2))
+    assert len(one) == len(two) == 4 * 2
+    assert one[0].startswith("User: Tell me.") and one[0].endswith("Assistant: Sure")
+    assert two[0] == "Tell me.\nSure"
+
+
+def test_what_is_over_a_limit_is_counted(label):
+    rows = [sample(f"r{i}", "word " * 4 + "bad") for i in range(3)] + [sample("long", "word " * 50)]
+    output = label(rows, TokenLabelsConfig(plan=Plan(k=2), max_tokens=20))
+    assert output.dropped == {"longer than the recipe's limit": 1} and len(output.tables["token_labels"]) == 3
+    output = label(rows, TokenLabelsConfig(plan=Plan(k=2), responses=1), "another")
+    assert output.dropped == {"over the recipe's limit": 3} and len(output.tables["token_labels"]) == 1
+
+
+def test_a_crash_costs_the_wave_in_flight(label, monkeypatch):
+    rows = [sample("r", "one two three four bad")]
+    whole = by_parent(label(rows, identity="undisturbed"))["r"]
+    undisturbed = len(label.models["guard"].calls)
+    original, waves = Store.put_json, iter(range(99))
+
+    def dies(self, path, record):
+        original(self, path, record)
+        if next(waves) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            label(rows)
+    before = len(label.models["guard"].calls)
+    again = by_parent(label(rows))["r"]
+    assert before > 0 and before + len(label.models["guard"].calls) == undisturbed
+    assert again == whole
+
+
+@pytest.mark.parametrize("role", ["rollout-1", "guard", "judge"])
+def test_an_engine_that_fails_for_good_ends_the_search_and_is_told(label, role):
+    output = label([sample("r", "one two bad")], **{role: Scripted(ROLES[role], fails=lambda text: True)})
+    assert len(output.tables["token_labels"]) == 1
+    assert {one.row for one in output.failed} == {"r"} and "gone" in output.failed[0].reason

@@ -1,0 +1,159 @@
+"""What the writer is asked, and which of its answers are kept."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synth.policy import Policy, load_policy
+from synth.prompts import (
+    CONTRASTIVE,
+    KEYWORD,
+    SELF_INSTRUCT,
+    Ask,
+    Filters,
+    Source,
+    ask_contrast,
+    ask_keyword,
+    ask_self_instruct,
+    bigrams,
+    draw_shots,
+    edit_similarity,
+    first_line,
+    rejection,
+    similarity,
+    words,
+)
+
+FILTERS = Filters()
+TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy("data_quality")
+
+
+def sources(name: str, count: int) -> list[Source]:
+    return [Source(f"{name}{i}", f"group-{name}{i}", f"text {name} {i}", "Poor") for i in range(count)]
+
+
+def ask(strategy: str = SELF_INSTRUCT, **fields) -> Ask:
+    return replace(Ask(strategy, "Poor", "p", "g"), **fields)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 9), st.integers(0, 999))
+def test_a_context_ends_with_a_seed_and_holds_at_most_a_quarter_of_generations(own, accepted, count, seed):
+    seeds, generated = sources("seed", own), sources("made", accepted)
+    drawn = draw_shots(seeds, generated, count, random.Random(seed))
+    assert 0 < len(drawn) <= count and len({source.id for source in drawn}) == len(drawn)
+    assert drawn[-1] in seeds
+    assert sum(source in generated for source in drawn) <= count // 4
+
+
+def test_a_generation_joins_the_group_of_its_last_seed():
+    own = sources("seed", 6)
+    made = ask_self_instruct(own, sources("made", 6), "Poor", 5, seed=1, index=3)
+    anchor = next(source for source in own if source.text == made.shots[-1])
+    assert (made.parent_id, made.group_id, made.severity) == (anchor.id, anchor.group_id, "Poor")
+
+
+def test_draws_are_fixed_by_seed_and_index_and_differ_between_them():
+    own = sources("seed", 12)
+
+    def draw(seed: int, index: int) -> tuple[str, ...]:
+        return ask_self_instruct(own, (), "Poor", 5, seed, index).shots
+
+    assert draw(1, 1) == draw(1, 1)
+    assert len({draw(seed, index) for seed in (1, 2) for index in range(5)}) == 10
+    keyed = ask_keyword(own, "miracle", "Poor", 5, 1, 1)
+    assert keyed.keyword == "miracle" and keyed.strategy == KEYWORD and keyed.parent_id in {s.id for s in own}
+
+
+def test_a_twin_is_asked_with_the_leafs_own_pairs_in_its_language(policy):
+    leaf = policy.leaves[0]
+    source = Source("v", "gv", "A violating text.", policy.worst)
+    made = ask_contrast(source, leaf, "en", policy.mildest, seed=1, index=1)
+    assert (made.strategy, made.severity, made.parent_id, made.group_id) == (CONTRASTIVE, policy.mildest, "v", "gv")
+    assert 0 < len(made.pairs) <= 4 and all(pair.language == "en" for pair in made.pairs)
+    assert ask_contrast(source, leaf, "xx", policy.mildest, seed=1, index=1).pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("\n\n- How do I bake?\n- And then?", "How do I bake?"),
+        ('1. "How do I bake?"', "How do I bake?"),
+        ("(12) bake", "bake"),
+        ("• «bake»", "«bake»"),
+        ("3.5 litres of milk", "3.5 litres of milk"),
+        ("2024 was a year", "2024 was a year"),
+        ("「怎么烤面包？」", "怎么烤面包？"),
+        ("   ", ""),
+        ("", ""),
+    ],
+)
+def test_a_generation_is_its_first_line_without_marks_and_quotes(raw, text):
+    assert first_line(raw) == text
+
+
+def test_length_is_in_words_and_half_a_word_per_character_where_there_are_no_spaces():
+    assert (words("How do I bake?"), words("怎么烤面包"), words("烤 bread 面包"), words("")) == (4, 2, 2, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT, TEXT)
+def test_similarities_are_symmetric_bounded_and_one_for_equal_texts(a, b):
+    for value in (similarity(bigrams(a), bigrams(b)), edit_similarity(a, b)):
+        assert 0 <= value <= 1
+    assert similarity(bigrams(a), bigrams(b)) == similarity(bigrams(b), bigrams(a))
+    assert similarity(bigrams(a), bigrams(a)) == 1 and edit_similarity(a, a) == 1
+
+
+SEED = "How can I bake a dark rye bread in an old oven"
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "finish", "reason"),
+    [
+        ("", ask(), "stop", "empty"),
+        ("What is the best way to bak", ask(), "length", "cut off"),
+        ("Bake it now", ask(), "stop", "too short"),
+        ("bread " * 41, ask(), "stop", "too long"),
+        ("Sure, here is another question about bread", ask(), "stop", "talks about the task"),
+        ("As an AI I would not know about that", ask(), "stop", "talks about the task"),
+        ("How much water does a rye bread take", ask(KEYWORD, keyword="sourdough"), "stop", "keyword missing"),
+        (f"{SEED} at home", ask(shots=(SEED,)), "stop", "echo of the context"),
+        ("Which of the trains leave for the coast today", ask(), "stop", "near-duplicate"),
+        ("Something else entirely, with other words", ask(CONTRASTIVE, text=SEED), "stop", "twin too far"),
+        (SEED, ask(CONTRASTIVE, text=SEED), "stop", "twin too near"),
+    ],
+)
+def test_what_is_not_kept_has_its_reason(text, asked, finish, reason):
+    taken = [bigrams("Which of the trains leave for the coast")]
+    assert rejection(text, asked, finish, taken, FILTERS) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "finish"),
+    [
+        ("How much water does a rye bread take", ask(shots=(SEED,)), "stop"),
+        ("What is the best way to bake?", ask(), "length"),  # cut off behind a whole sentence
+        ("Does a SOURDOUGH rye bread keep for a week", ask(KEYWORD, keyword="sourdough"), "stop"),
+        ("How can I bake a dark rye bread in a new oven", ask(CONTRASTIVE, text=SEED, shots=(SEED,)), "stop"),
+        ("怎么在家里用旧烤箱烤黑麦面包", ask(), "stop"),
+    ],
+)
+def test_a_good_generation_is_kept(text, asked, finish):
+    assert rejection(text, asked, finish, [bigrams("Which of the trains leave for the coast")], FILTERS) is None
+
+
+@pytest.mark.parametrize("name", ["data_quality", "safety"])
+def test_the_band_of_twins_holds_most_of_those_that_people_wrote(name):
+    pairs = [pair for leaf in load_policy(name).leaves for pair in leaf.pairs if pair.language == "en"]
+    ratios = [edit_similarity(pair.violating, pair.benign) for pair in pairs]
+    low, high = FILTERS.twin_band
+    assert sum(low <= ratio <= high for ratio in ratios) >= 0.75 * len(ratios)
