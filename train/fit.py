@@ -113,7 +113,7 @@ class _Loop:
         """One optimizer step over the rows of all workers."""
         rank, world = dist.get_rank(), dist.get_world_size()
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = _rate(step, self.total, self.config)
+            group["lr"] = rate(step, self.total, self.config)
         norm = self.batches.norm(rows)
         self.engine.module.train()
         summed = torch.zeros(1)
@@ -154,7 +154,7 @@ class _Loop:
         return shared.item()
 
 
-def _rate(step: int, total: int, config: FitConfig) -> float:
+def rate(step: int, total: int, config: FitConfig) -> float:
     """Learning rate of a step (0-based): up over the warm-up, down to zero at the end."""
     warmup = max(1, round(config.warmup * total))
     return config.lr * min((step + 1) / warmup, (total - step) / max(1, total - warmup + 1))
