@@ -14,17 +14,16 @@ from ray_jobs.report.source import Source, quoted
 from ray_jobs.report.verdict import signed
 
 CHANGE = ["row", "action", "old", "new", "probability_old", "probability_new"]
-TOKENS = [
-    "id",
-    "parent_id",
-    "onset",
-    "boundary",
-    "outcome",
-    "prefixes",
+COSTS = [
+    "rollouts",
     "generated_tokens",
     "guard_calls",
     "judge_calls",
-    "paper_tokens",
+    "paper_rollouts",
+    "paper_generated_tokens",
+    "saved_by_curtailment",
+    "saved_by_judge_first",
+    "saved_by_left_to_right",
 ]
 
 
@@ -160,36 +159,36 @@ def token_labels(source: Source) -> dict[str, Any] | None:
     """Where responses turn, and what finding it cost beside the paper's way."""
     if "token_labels" not in source.versions:
         return None
-    rows = source.rows("token_labels", TOKENS)
-    lengths = response_lengths(source)
-    found = [row for row in rows if row["onset"] is not None and lengths.get(row["parent_id"])]
-    shares = [row["onset"] / lengths[row["parent_id"]] for row in found]
-    paper, made = (sum(row[name] or 0 for row in rows) for name in ("paper_tokens", "generated_tokens"))
-    cost_rows = [
-        ("paper: every prefix, all continuations", float(paper), f"{paper:,} tokens"),
-        ("made here", float(made), f"{made:,} tokens"),
+    rows = source.rows("token_labels", ["response", "onset", "boundary", "outcome", *COSTS])
+    shares = [
+        row["onset"] / len(row["response"]) for row in rows if row["onset"] is not None and row["response"]
     ]
+    cost = {name: sum(row[name] or 0 for row in rows) for name in COSTS}
+    paper = cost["paper_rollouts"]
     return {
         "rows": len(rows),
-        "outcomes": sorted(Counter(row["outcome"] for row in rows).items(), key=lambda item: -item[1]),
+        "outcomes": sorted(
+            Counter(row["outcome"] for row in rows).items(), key=lambda item: (-item[1], item[0])
+        ),
         "share_chart": tenths(shares) if shares else None,
         "token_chart": token_bins([row["boundary"] for row in rows if row["boundary"] is not None]),
-        "guard_calls": sum(row["guard_calls"] or 0 for row in rows),
-        "judge_calls": sum(row["judge_calls"] or 0 for row in rows),
-        "prefixes": sum(row["prefixes"] or 0 for row in rows),
-        "paper": paper,
-        "made": made,
-        "saved": 1 - made / paper if paper else None,
-        "cost_chart": svg.bars(cost_rows, "Generated tokens") if paper else None,
+        "cost": cost,
+        "saved": 1 - cost["rollouts"] / paper if paper else None,
+        "cost_chart": cost_chart(cost) if paper else None,
     }
 
 
-def response_lengths(source: Source) -> dict[str, int]:
-    """Characters of every labelled response, by sample id."""
-    if not source.samples:
-        return {}
-    rows = source.rows(source.samples, ["id", "response"], "side = 'response'")
-    return {row["id"]: len(row["response"]) for row in rows}
+def cost_chart(cost: dict[str, int]) -> Any:
+    """The paper's rollouts, and where each of them went."""
+    named = (
+        ("paper: every prefix, all continuations", "paper_rollouts"),
+        ("made here", "rollouts"),
+        ("saved: enough draws to decide", "saved_by_curtailment"),
+        ("saved: the judge said no first", "saved_by_judge_first"),
+        ("saved: after the boundary", "saved_by_left_to_right"),
+    )
+    rows = [(words, float(cost[name]), f"{cost[name]:,}") for words, name in named]
+    return svg.bars(rows, "Rollouts")
 
 
 def tenths(shares: list[float]) -> Any:

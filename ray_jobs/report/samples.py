@@ -68,7 +68,7 @@ def tokens(source: Source, count: int) -> list[dict[str, Any]]:
     """Responses cut where they turn: `before` and `after` the onset."""
     if not source.samples:
         return []
-    columns = ["parent_id", "onset", "boundary", "outcome", "judge_probability"]
+    columns = ["parent_id", "onset", "boundary", "outcome"]
     labelled = source.some("token_labels", columns, count, "onset is not null")
     if not labelled:
         return []

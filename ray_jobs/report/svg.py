@@ -160,5 +160,5 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> Markup:
         y = 14 + step * at
         body.append(text(4, y, cut(name, 40)))
         body.append(text(WIDTH - 4, y, words, "end", "tick"))
-        body.append(box(4, y + 5, (WIDTH - 8) * value / most, 9, f"fill s{at % 4}"))
+        body.append(box(4, y + 5, (WIDTH - 8) * value / most, 9, f"fill s{min(at, 2)}"))
     return chart(title, 4 + step * len(rows), body)

@@ -35,22 +35,12 @@ from ray_jobs.seeds import PROMPT, RESPONSE
 from ray_jobs.step import Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT
 from ray_jobs.step.units import write_output
-from ray_jobs.store import Provenance, Store, TableVersion, table_schema
+from ray_jobs.store import Provenance, Store, TableVersion
+from ray_jobs.token_labels import TOKEN_LABELS
 from ray_jobs.votes import SAMPLE
 from synth.ids import row_id, stable_hash
 from synth.policy import READINGS, Policy, load_policy
 
-TOKEN_LABELS = table_schema(
-    [
-        *(pa.field(name, pa.int64()) for name in ("onset", "boundary", "prefixes", "draws", "violations")),
-        *(
-            pa.field(name, pa.int64())
-            for name in ("generated_tokens", "guard_calls", "judge_calls", "paper_tokens")
-        ),
-        pa.field("outcome", pa.string()),
-        pa.field("judge_probability", pa.float64()),
-    ]
-)
 AUDITED: dict[str, list[dict[str, Any]]] = {}
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -342,26 +332,16 @@ def fill(
 
 
 def token_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    cost = {"rollouts": 20, "generated_tokens": 200, "guard_calls": 20, "judge_calls": 3, "tokens": 12}
+    cost |= {"paper_rollouts": 100, "paper_generated_tokens": 1000, "saved_by_curtailment": 30}
+    cost |= {"saved_by_judge_first": 10, "saved_by_left_to_right": 40}
     rows = []
     for at, sample in enumerate(row for row in samples if row["side"] == "response"):
         onset = min(10 + at % 20, len(sample["response"])) if at % 5 else None
-        rows.append(
-            {
-                "id": f"tokens-{sample['id']}",
-                "parent_id": sample["id"],
-                "onset": onset,
-                "boundary": None if onset is None else onset // 4,
-                "outcome": "none" if onset is None else "boundary",
-                **{
-                    "prefixes": 10,
-                    "draws": 30,
-                    "violations": 9,
-                    "generated_tokens": 200,
-                    "paper_tokens": 1000,
-                },
-                **{"guard_calls": 30, "judge_calls": 3, "judge_probability": 0.7},
-            }
-        )
+        found = {name: sample[name] for name in ("group_id", "prompt", "response", "language", "severity")}
+        found |= {"id": f"tokens-{sample['id']}", "parent_id": sample["id"], "onset": onset}
+        found |= {"boundary": None if onset is None else onset // 4}
+        rows.append(found | {"outcome": "none" if onset is None else "boundary"} | cost)
     return rows
 
 
