@@ -24,7 +24,9 @@ from ray_jobs.gen_guard import gen_example
 from ray_jobs.pipeline import steps
 from ray_jobs.recipes import named
 from ray_jobs.step import run_steps
+from ray_jobs.step.plan import plan
 from ray_jobs.store import Store
+from synth.policy import Seed
 
 LEAVES = ("boilerplate.navigation", "spam.stuffing")
 ROLES = {
@@ -212,6 +214,22 @@ def test_everything_done_is_found_again_and_a_policy_edit_redoes_its_leaf(
     policy = replace(data_quality, leaves=(data_quality.leaves[0], edited, *data_quality.leaves[2:]))
     run_steps(flow(policy, leaves)[:3], quiet_run(milled, policy, ROLES, units=4))
     assert {key.partition("/")[0] for key in inline.done()} == {leaf.id}
+
+
+def test_plan_tells_what_a_new_seed_will_redo(milled, data_quality, leaves, quiet_run, inline):
+    leaf = data_quality.leaves[1]
+    seed = Seed("new-seed", "Nobody has written such a line before this one.", "Good", "en", leaf.id)
+    edited = replace(leaf, seeds=(*leaf.seeds, seed))
+    policy = replace(data_quality, leaves=(data_quality.leaves[0], edited, *data_quality.leaves[2:]))
+    planned = plan(flow(policy, leaves), quiet_run(milled, policy, ROLES, units=4))
+    told = {entry.step: entry for entry in planned}
+    assert {name for name, entry in told.items() if entry.state == "cached"} == {"gold"}
+    inline.done()
+    run_steps(flow(policy, leaves)[:3], quiet_run(milled, policy, ROLES, units=4))
+    redone = inline.done()
+    assert {key.partition("/")[0] for key in redone} == {leaf.id}
+    assert len(redone) == told["prompts"].units_to_do < told["prompts"].units
+    assert 0 < told["prompts"].calls < milled.resolve("prompts@v1").provenance.calls
 
 
 def test_the_pipeline_leaves_out_what_a_policy_without_responses_lacks(data_quality, safety):
