@@ -69,30 +69,12 @@ def fit(
     tag, universal = newest(folder)
     engine = start(build(), config, micros, universal)
     done, history = resume(engine, folder, tag)
-    loop = _Loop(engine, batches, loss_fn, config, sum(map(len, plan)), micros, history)
-    best: tuple[float, State | None] = (math.inf, None)
-    worse = 0
-    for epoch, steps in enumerate(plan):
-        first = sum(map(len, plan[:epoch]))
-        for step, rows in enumerate(steps[max(0, done - first) :], max(first, done)):
-            loop.step(step, epoch, rows, time.monotonic() - began)
-            if on_step and dist.get_rank() == 0:
-                on_step(history[-1])
-            if (
-                config.checkpoint_steps
-                and (step + 1) % config.checkpoint_steps == 0
-                and step + 1 < loop.total
-            ):
-                save(engine, folder, step + 1, history)
-        if first + len(steps) <= done or (held := loop.held_out_loss()) is None:
-            continue
-        history[-1]["eval_loss"] = held
-        if config.patience and held < best[0]:
-            best, worse = (held, full_state(engine)), 0
-        elif config.patience and (worse := worse + 1) >= config.patience:
-            break
-    metrics = _metrics(engine, history, time.monotonic() - began, best[0])
-    result = FitResult(full_state(engine) if best[1] is None else best[1], history, metrics)
+    loop = _Loop(
+        engine, batches, loss_fn, config, folder, sum(map(len, plan)), micros, history, on_step, began
+    )
+    best, state = loop.run(plan, done)
+    metrics = _metrics(engine, history, time.monotonic() - began, best)
+    result = FitResult(full_state(engine) if state is None else state, history, metrics)
     engine.destroy()
     return result
 
@@ -105,12 +87,33 @@ class _Loop:
     batches: Batches
     loss_fn: Callable[[Any, Batch], torch.Tensor]
     config: FitConfig
+    folder: Path
     total: int
     micros: int
     history: list[dict[str, float]]
+    on_step: Callable[[dict[str, float]], None] | None
+    began: float
 
-    def step(self, step: int, epoch: int, rows: Sequence[Sequence[int]], seconds: float) -> None:
-        """One optimizer step over the rows of all workers."""
+    def run(self, plan: Sequence[Sequence[Sequence[Sequence[int]]]], done: int) -> tuple[float, State | None]:
+        """All epochs but the `done` steps; the best held-out loss and its weights, where they are asked for."""
+        best: tuple[float, State | None] = (math.inf, None)
+        first, worse = 0, 0
+        for epoch, steps in enumerate(plan):
+            for step, rows in enumerate(steps[max(0, done - first) :], max(first, done)):
+                self.step(step, epoch, rows)
+            first += len(steps)
+            held = None if first <= done else self.held_out_loss()
+            if held is None:
+                continue
+            self.history[-1]["eval_loss"] = held
+            if self.config.patience and held < best[0]:
+                best, worse = (held, full_state(self.engine)), 0
+            elif self.config.patience and (worse := worse + 1) >= self.config.patience:
+                break
+        return best
+
+    def step(self, step: int, epoch: int, rows: Sequence[Sequence[int]]) -> None:
+        """One optimizer step over the rows of all workers, and what is due after it."""
         rank, world = dist.get_rank(), dist.get_world_size()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate(step, self.total, self.config)
@@ -125,8 +128,13 @@ class _Loop:
             self.engine.backward(loss * (world * self.micros / norm))
             self.engine.step()
             summed += loss.detach().float().cpu()
-        loss_mean = self._sum(summed) / norm
-        self.history.append({"step": step, "epoch": epoch, "loss": loss_mean, "seconds": seconds})
+        entry = {"step": step, "epoch": epoch, "loss": self._sum(summed) / norm}
+        self.history.append({**entry, "seconds": time.monotonic() - self.began})
+        if self.on_step and rank == 0:
+            self.on_step(self.history[-1])
+        every = self.config.checkpoint_steps
+        if every and (step + 1) % every == 0 and step + 1 < self.total:
+            save(self.engine, self.folder, step + 1, self.history)
 
     def held_out_loss(self) -> float | None:
         """Mean loss of the held-out rows over all workers, None where nothing is held out."""
