@@ -5,6 +5,7 @@ driver or from any Ray task, without knowing which engine answers. A model is lo
 actor that lives as long as the run, not as long as one dataset execution.
 """
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -37,6 +38,8 @@ __all__ = [
 ]  # fmt: skip
 
 NAMESPACE = "guardmill"
+# Two threads of a process must not open two clients of one role: what one of them counts would be lost.
+_OPENING = threading.Lock()
 # Where cores are shared, OpenMP threads that spin at a barrier burn the time slice of the one they wait for:
 # twelve decoding steps beside other busy processes took 11 to 55 s spinning and 2 s sleeping.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -56,7 +59,13 @@ class Engines:
         self.in_task = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"roles": self.roles, "cache_dir": self.cache_dir, "clients": {}, "spent": Counter(), "in_task": True}
+        return {
+            "roles": self.roles,
+            "cache_dir": self.cache_dir,
+            "clients": {},
+            "spent": Counter(),
+            "in_task": True,
+        }
 
     def get(self, role: str) -> Client:
         """The client of a role; its weights are loaded at the first call for any role that uses them.
@@ -67,19 +76,19 @@ class Engines:
         if role not in self.roles:
             bound = ", ".join(sorted(self.roles)) or "nothing"
             raise BadInput(f"the recipe binds no model to the role {role!r} (it binds {bound})")
-        if role not in self.clients:
-            try:
-                self.clients[role] = self._client(self.roles[role])
-            except BadInput as error:
-                raise BadInput(f"role {role!r}: {error}") from error
-        return self.clients[role]
+        with _OPENING:
+            if role not in self.clients:
+                try:
+                    self.clients[role] = self._client(self.roles[role])
+                except BadInput as error:
+                    raise BadInput(f"role {role!r}: {error}") from error
+            return self.clients[role]
 
     def take_usage(self) -> dict[str, int]:
         """Calls and tokens of this object's clients since the last time it was asked."""
         total, self.spent = self.spent, Counter()
         for client in self.clients.values():
-            total.update(client.usage)
-            client.usage = dict.fromkeys(client.usage, 0)
+            total.update(client.take_usage())
         return dict(total)
 
     def shutdown(self, keep: Collection[str] = ()) -> None:

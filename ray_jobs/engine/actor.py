@@ -138,4 +138,8 @@ def build(model: Model, progress: Callable[[], None], shared: Any = None) -> Any
         from ray_jobs.engine.local import LocalModel
 
         return LocalModel(model, progress, shared)
+    if model.engine == "openai":
+        from ray_jobs.engine.openai import OpenAIModel
+
+        return OpenAIModel(model, progress, shared)
     raise BadInput(f"model {model.name!r}: the engine {model.engine!r} is not available here")

@@ -1,5 +1,6 @@
 """What a step holds in its hand: the calls of one role, from the driver or any Ray task."""
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from ray_jobs.engine.calls import (
     TokenScores,
 )
 
+_COUNTING = threading.Lock()
 LOOK_EVERY = 30.0  # seconds between two looks at whether a model that has not answered still moves
 
 
@@ -60,11 +62,20 @@ class Client:
         if not columns[0]:
             return []
         answers = wait(self.handle, self.handle.call.remote(self.model, method, columns, extra), self.model)
-        self.usage["calls"] += len(answers)
-        for answer in answers:
-            self.usage["prompt_tokens"] += getattr(answer, "prompt_tokens", 0)
-            self.usage["completion_tokens"] += getattr(answer, "completion_tokens", 0)
+        self._count(answers)
         return answers
+
+    def take_usage(self) -> dict[str, int]:
+        """What was counted since the last time it was taken."""
+        with _COUNTING:
+            taken, self.usage = self.usage, dict.fromkeys(self.usage, 0)
+        return taken
+
+    def _count(self, answers: Sequence[Any]) -> None:
+        with _COUNTING:
+            self.usage["calls"] += len(answers)
+            for name in ("prompt_tokens", "completion_tokens"):
+                self.usage[name] += sum(getattr(answer, name, 0) for answer in answers)
 
 
 class HeadClient(Client):
@@ -97,8 +108,7 @@ class HeadClient(Client):
         for i, vector in enumerate(vectors):
             if isinstance(vector, Failure):
                 results[i] = vector
-        self.usage["calls"] += len(prompts)
-        self.usage["prompt_tokens"] += sum(tokens)
+        self._count(results)
         return results
 
     def _vectors(self, prompts: Sequence[Prompt]) -> tuple[list[Any], list[int]]:

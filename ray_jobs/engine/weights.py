@@ -56,11 +56,14 @@ def locate(name: str) -> str:
 
 
 def form(model: Model) -> str:
-    """What is loaded for a model: "language", "sentence", "head", "stream" or "reward".
+    """What is loaded for a model: "language", "sentence", "head", "stream", "reward" or, elsewhere,
+    "endpoint".
 
     Kinds of one form share their weights in memory. An embedder without sentence-transformers parts is a
     language model, read at its last token.
     """
+    if model.engine == "openai":
+        return "endpoint"
     if model.kind == "embedder":
         return "language" if _is_causal(model) else "sentence"
     return {"head": "head", "stream_guard": "stream", "reward": "reward"}.get(model.kind, "language")

@@ -1,10 +1,13 @@
 """Models behind named Ray actors: shared, batched, failing fast. One Ray and one tiny model for all tests."""
 
+import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -170,6 +173,52 @@ def test_a_head_reads_the_vectors_of_its_base_models_process(tmp_path, engines, 
     head.save(head.Head(**{**made.__dict__, "base_fingerprint": "folder@other"}), tmp_path / "head")
     with pytest.raises(BadInput, match="was fitted on folder@other"):
         Engines({"voter": voter}).get("voter")
+
+
+@pytest.fixture
+def endpoint():
+    """A server that answers every chat with its seed and every text with a vector of its length."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("embeddings"):
+                data = [{"index": i, "embedding": [len(text)]} for i, text in enumerate(body["input"])]
+                answer = {"data": data, "usage": {"prompt_tokens": 4}}
+            else:
+                choice = {"message": {"content": f"seed {body['seed']}"}, "finish_reason": "stop"}
+                answer = {"choices": [choice], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}
+            raw = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_an_endpoint_is_called_through_its_actor_like_any_model(endpoint):
+    writer = Model("openai", "some-model", "instruct", options=(("url", endpoint),))
+    engines = Engines({"writer": writer, "embedder": replace(writer, kind="embedder")})
+    prompts = [[{"role": "user", "content": "hi"}]] * 40
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(
+            pool.map(lambda i: engines.get("writer").generate(prompts, Sampling(), [i] * 40), range(4))
+        )
+    assert [[row.text for row in part] for part in parts] == [[f"seed {i}"] * 40 for i in range(4)]
+    assert [vector.tolist() for vector in engines.get("embedder").embed(["a", "bb"])] == [[1.0], [2.0]]
+    assert engines.take_usage() == {"calls": 162, "prompt_tokens": 324, "completion_tokens": 480}
+    with pytest.raises(TypeError, match="cannot score tokens"):
+        engines.get("writer").score_tokens([[{"role": "user", "content": "hi"}]])
+    engines.shutdown()
 
 
 @pytest.mark.slow
