@@ -120,11 +120,19 @@ def _members(enumeration) -> list:
     return [getattr(enumeration, name) for name in dir(enumeration) if name.isupper()]
 
 
+@lru_cache(maxsize=1024)
 def detectable(code: str) -> bool:
     """Whether `identify` has a model of the language."""
     from lingua import IsoCode639_1
 
     return {"fil": "tl"}.get(language(code).base, language(code).base).upper() in dir(IsoCode639_1)
+
+
+def pair_confidence(word: str, code: str, other: str) -> float:
+    """lingua's confidence that a word is `code` rather than `other` (base codes, both detectable)."""
+    values = _detector(tuple(sorted({code, other}))).compute_language_confidence_values(word)
+    wanted = {"fil": "tl"}.get(code, code)
+    return next((v.value for v in values if v.language.iso_code_639_1.name.lower() == wanted), 0.0)
 
 
 def identify(text: str, languages: tuple[str, ...] = ()) -> tuple[str, float]:

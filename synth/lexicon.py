@@ -11,7 +11,7 @@ column of texts, in which stray foreign words are rare and the language's own ar
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from math import log10
 
 from synth.scripts import SPACELESS, script_runs
@@ -64,12 +64,14 @@ def abroad(word: str) -> tuple[tuple[str, float], ...]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What words a language uses. `floor` is the frequency assumed of a word that no list has."""
+    """What words a language uses. `floor` is the frequency assumed of a word that no list has; `listed` is
+    false where the language has no list of its own."""
 
     code: str
     words: tuple[dict[str, float], ...]
     floor: float
     learnt: dict[str, float] = field(default_factory=dict)
+    listed: bool = True
 
     def zipf(self, word: str) -> float:
         """Frequency of a word in lower case; the floor if unknown."""
@@ -85,16 +87,58 @@ class Lexicon:
         return word in self.learnt or any(word in known for known in self.words)
 
 
+# the commonest words of languages without a list, which others would claim: assumed at Zipf 6
+CORE = {
+    "sw": "na ya wa kwa ni za la katika cha kuwa hii au kama pia hiyo vya huo si hadi baada mimi wewe yeye "
+    "sisi nyinyi wao moja mbili tatu nne tano watu mtu nini vipi jinsi gani nani wapi lini lakini ili "
+    "bila kila siku mwaka yake yangu yako yao yetu wake wangu wako wetu lake zake zako zao zangu "
+    "chake changu mama baba dada kaka mtoto watoto sana tu leo jana kesho sasa bado tena ndani nje "
+    "juu chini mbele nyuma huyu yule hilo hao hawa ile lile wale yote wote zote kutoka kwenye kati "
+    "ama wala je ndiyo hapana hapa pale huku kuna hakuna ana nina una tuna wana alikuwa hali nyumba "
+    "kazi shule mji nchi jina fedha pesa gari chai simba safari bomu dawa silaha polisi mwili damu "
+    "muda hata mpaka kabla zaidi kidogo kubwa ndogo nzuri mbaya mpya kweli lazima tafadhali asante "
+    "habari sawa rafiki mara aina kosa koma taka meza sera soma mali kali pole bora mate kiki mia",
+    "jv": "ora iki iku kuwi ana wong saka ing karo kang sing marang kanggo utawa yen lan banjur wis arep "
+    "bisa nang dadi akeh kabeh gawe nggawe anak omah dalan mangan turu kowe aku dheweke awake piye "
+    "kepiye carane apa sapa ngendi kapan nopo opo ono iso kok pun men padha loro siji telu papat lima "
+    "enem pitu wolu sanga sepuluh dina taun sasi wengi esuk ibu bapak kanca bocah lanang wadon gedhe "
+    "cilik apik elek anyar lawas liyane saben amarga nanging supaya tanpa luwih paling banget uga "
+    "maneh isih durung nalika sawise sadurunge menyang tumrap babagan kaya yaiku mung wae ae nek lha "
+    "ya yo ta to mbok mas dhuwit awak getih omahe wonge ngerti ngomong takon njaluk tuku adol nyolong "
+    "mateni pikir rasa bener salah perlu kudu aja ojo gelem seneng urip mati",
+}
+
+
+def _core(code: str) -> dict[str, float]:
+    return dict.fromkeys(CORE.get(code, "").split(), 6.0)
+
+
 @cache
 def lexicon(code: str) -> Lexicon:
     """The lexicon of a base language code, from its own list or its relatives'."""
     own = word_list(code, "best")
+    relatives = [word_list(c, "small") for c in RELATIVES.get(code, ())]
     if not own:
-        return Lexicon(code, tuple(word_list(c, "best") for c in RELATIVES.get(code, ())) or ({},), 2.0)
-    deep = len(own) > 100_000
-    return Lexicon(
-        code, (own, *(word_list(c, "small") for c in RELATIVES.get(code, ()))), 1.0 if deep else 2.2
-    )
+        return Lexicon(code, (_core(code), *relatives), 2.0, listed=False)
+    return Lexicon(code, (own, *relatives), 1.0 if len(own) > 100_000 else 2.2)
+
+
+@cache
+def international(word: str) -> bool:
+    """Whether at least seven languages use a word about as much as the one that uses it most ("web",
+    "virus")."""
+    entries = abroad(word)
+    most = max((zipf for _, zipf in entries), default=0.0)
+    return sum(zipf >= most - 0.8 for _, zipf in entries) >= 7
+
+
+@lru_cache(maxsize=1 << 16)
+def looks(word: str, code: str, other: str) -> float:
+    """How far a word's letters speak for `code` against `other`, 0 to 1; 1.0 where lingua does not know them
+    both."""
+    from synth.language import detectable, pair_confidence
+
+    return pair_confidence(word, code, other) if detectable(code) and detectable(other) else 1.0
 
 
 def learn(code: str, texts: Iterable[str], least: int = 3) -> Lexicon:
@@ -111,4 +155,4 @@ def learn(code: str, texts: Iterable[str], least: int = 3) -> Lexicon:
         total += len(found)
     base = lexicon(code)
     learnt = {word: log10(n / total) + 9 for word, n in counts.items() if n >= least}
-    return Lexicon(code, base.words, base.floor, learnt)
+    return Lexicon(code, base.words, base.floor, learnt, base.listed)

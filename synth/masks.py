@@ -21,7 +21,16 @@ NUMBER = re.compile(
     r"|kg|cm|mm|km|ml|mg|lbs?|oz|ft|mph|GB|MB|KB|TB|px|USD|EUR|am|pm|th|st|nd|rd))?(?![A-Za-z])|"
     r"(?<![A-Za-z0-9_])[A-Za-z]*\d[A-Za-z0-9-]*"
 )
-ACRONYM = re.compile(r"(?<![A-Za-z])(?:[A-Z]\.){2,}|(?<![A-Za-z])(?:[A-Z][A-Z&/-]*[A-Z])s?(?![A-Za-z])")
+ACRONYM = re.compile(
+    r"(?<![A-Za-z])(?:[A-Z]\.){2,}|(?<![A-Za-z])(?<![A-Z] )[A-Z][A-Z&/-]{0,5}[A-Z]s?(?![A-Za-z])(?! [A-Z]{2})"
+)
+
+# what a text must hold for a pattern to be worth its time: most texts hold none of it
+_SIGNS = (
+    (CODE, re.compile(r"[`{<\[\\@#%_/$]|[A-Za-z0-9]\.[A-Za-z]|\(\)|[a-z][A-Z]")),
+    (NUMBER, re.compile(r"\d")),
+    (ACRONYM, re.compile(r"[A-Z]{2}|[A-Z]\.[A-Z]")),
+)
 
 
 @lru_cache(maxsize=256)
@@ -33,9 +42,7 @@ def _phrases(ignore: tuple[str, ...]) -> re.Pattern[str] | None:
 def masked(text: str, ignore: tuple[str, ...] = ()) -> list[tuple[int, int]]:
     """Spans (start, end) of a text that belong to no language, by start; `ignore` are phrases to count among
     them."""
-    patterns = [CODE, NUMBER]
-    if any(a.isupper() for a in text) and not text.isupper():
-        patterns.append(ACRONYM)
+    patterns = [pattern for pattern, sign in _SIGNS if sign.search(text)]
     if (phrases := _phrases(ignore)) is not None:
         patterns.append(phrases)
     return sorted(match.span() for pattern in patterns for match in pattern.finditer(text))

@@ -17,14 +17,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from synth.language import Language, language
-from synth.lexicon import Lexicon, abroad, lexicon
+from synth.evidence import ROMANISED, Evidence, Sides, Word, judge
+from synth.language import language
+from synth.lexicon import Lexicon, lexicon
 from synth.masks import blanked
 from synth.scripts import SPACELESS, script_runs, script_shares
 
-COPY, COPY_RARE, WORD, THIRD, RUN = 0.9, 1.2, 2.0, 2.4, 3.0
-COMMON = 6.0  # Zipf frequency from which a capitalised word is no name
-ROMANISED = 5.5  # assumed of every word where a language stands in Latin letters that are not its own
+RUN = 1.4  # evidence that condemns a run of which no word alone is condemned
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,9 @@ class Mixing:
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
-class _Word:
-    start: int
-    end: int
-    key: str  # lower case
-    script: str
-    name: bool  # capitalised where no sentence begins
-    capital: bool
-
-
-_SCRIPT_LANGUAGE = {
-    "Han": "zh", "Hiragana": "ja", "Katakana": "ja", "Hangul": "ko", "Thai": "th", "Greek": "el",
-    "Hebrew": "he", "Bengali": "bn", "Tamil": "ta", "Telugu": "te", "Devanagari": "hi", "Armenian": "hy",
-    "Georgian": "ka",
-}  # fmt: skip
+QUOTATION = re.compile(
+    r"\"[^\"\n]+\"|“[^”\n]+”|„[^“”\n]+[“”]|«[^»\n]+»|「[^」\n]+」|(?<!\w)['‘][^'’\n]+['’](?!\w)"
+)
 
 
 def mixing(
@@ -78,45 +65,62 @@ def mixing(
     """
     target = language(language_code)
     plain = blanked(text or "", tuple(ignore))
-    found = _words(plain)
+    found = words_of(plain)
     shares = script_shares(plain)
     home = target.scripts
     known = words or lexicon(target.base)
-    if next(iter(shares), "") == "Latin" and not home & set(shares):
+    if next(iter(shares), "") == "Latin" and not home & set(shares) and not _english(found):
         home, known = frozenset({"Latin"}), Lexicon(target.base, ({},), ROMANISED)
-    copied = _copied(found, source)
-    scores = [_judge(word, at in copied, target, home, known) for at, word in enumerate(found)]
-    scores = [_gloss(plain, word, score, target) for word, score in zip(found, scores, strict=True)]
+    sides = Sides(target, home, known)
+    copied, kept = {}, set()
+    if source:
+        copied = _copied(found, words_of(blanked(source)))
+        kept = _quoted(source) & _quoted(text)
+    scores = [
+        Evidence(0.0)
+        if word.key in kept
+        else judge(plain, word, copied.get(at, 0), source is not None, sides)
+        for at, word in enumerate(found)
+    ]
     spans = _joined(found, _runs(found, scores))
     return Mixing(bool(spans), tuple(spans))
 
 
-def _words(plain: str) -> list[_Word]:
-    found = []
-    opening = True
+_OPENING = re.compile(r"[.!?:;\n。！？：；«»\"“”„(\[•]")
+_JOINT = "-‐‑"
+
+
+def words_of(plain: str) -> list[Word]:
+    """The words of a text; runs of one script joined by hyphens are one word."""
+    found: list[Word] = []
     last = 0
     for start, end, script in script_runs(plain):
-        between = plain[last:start]
-        opening = (
-            opening and not between.strip()
-            if last == 0
-            else bool(re.search(r"[.!?:;\n。！？：;«»\"“”„(\[•-]", between))
+        before = found[-1] if found else None
+        joined = (
+            before is not None and start - last == 1 and plain[last] in _JOINT and before.script == script
         )
-        opening = opening or last == 0
-        token = plain[start:end]
-        capital = token[:1].isupper()
-        found.append(
-            _Word(start, end, token.casefold().replace("’", "'"), script, capital and not opening, capital)
-        )
+        if joined and before is not None and script not in SPACELESS:
+            key = before.key + "-" + plain[start:end].casefold()
+            found[-1] = Word(before.start, end, key, script, before.name, before.capital)
+        else:
+            opening = before is None or _OPENING.search(plain, last, start) is not None
+            token = plain[start:end]
+            capital = token[:1].isupper()
+            found.append(
+                Word(start, end, token.casefold().replace("’", "'"), script, capital and not opening, capital)
+            )
         last = end
     return found
 
 
-def _copied(found: list[_Word], source: str | None) -> dict[int, int]:
-    """Positions of words that stand in the source too, with the length of the run they share with it."""
-    if not source:
-        return {}
-    theirs = _words(blanked(source))
+def _english(found: list[Word]) -> bool:
+    """Whether most words of a text in Latin letters are common English ones."""
+    common = sum(lexicon("en").zipf(word.key) >= 4.0 for word in found)
+    return common > 0.6 * len(found)
+
+
+def _copied(found: list[Word], theirs: list[Word]) -> dict[int, int]:
+    """Positions of words that stand in the source too, with the lower-case words of the run they share."""
     follows: dict[str, set[str]] = {}
     for at, word in enumerate(theirs):
         follows.setdefault(word.key, set()).add(theirs[at + 1].key if at + 1 < len(theirs) else "")
@@ -129,95 +133,51 @@ def _copied(found: list[_Word], source: str | None) -> dict[int, int]:
             end += 1
             if end < len(found) and found[end].key not in follows[found[end - 1].key]:
                 break
-        for inside in range(at, end):
-            if found[inside].key not in names or not found[inside].capital:
-                runs[inside] = end - at
+        plain = [i for i in range(at, end) if found[i].key not in names or not found[i].capital]
+        runs |= dict.fromkeys(plain, max(1, sum(not found[i].capital for i in plain)))
         at = max(end, at + 1)
     return runs
 
 
-def _judge(
-    word: _Word, copied: bool, target: Language, home: frozenset[str], known: Lexicon
-) -> tuple[float, str, str]:
-    """(evidence, language, why) of one word; evidence of 1 and more condemns it alone, 0 and less clears
-    it."""
-    if word.script not in home:
-        return _judge_script(word, target, known)
-    if word.script in SPACELESS or len(word.key) < 2:
-        return 0.0, "", ""
-    own = known.zipf(word.key)
-    best, where = 0.0, ""
-    for code, zipf in abroad(word.key):
-        gain = zipf - own - (0.0 if code == "en" else THIRD - WORD)
-        if code != target.base and gain > best and zipf >= 3.5:
-            best, where = gain, code
-    if copied:
-        english = lexicon("en").zipf(word.key)
-        gain = max(best, english - own)
-        return gain / (COPY if own > known.floor else COPY_RARE), where or "en", "copy"
-    if word.name and best + own < COMMON:
-        return 0.0, where, "word"
-    return best / WORD, where, "word"
+def _quoted(text: str) -> set[str]:
+    """The words inside a text's quotation marks."""
+    return {word.key for match in QUOTATION.finditer(text) for word in words_of(match.group(0))}
 
 
-def _judge_script(word: _Word, target: Language, known: Lexicon) -> tuple[float, str, str]:
-    where = _SCRIPT_LANGUAGE.get(word.script, "")
-    if word.script != "Latin":
-        return 2.0, where, "script"
-    if len(word.key) < 2:
-        return 0.3, "", ""
-    listed = abroad(word.key)
-    where, most = max(listed, key=lambda entry: entry[1], default=("", 0.0))
-    if word.capital and most < COMMON:
-        return 0.3, where, "script"
-    if known.knows(word.key) and most - known.zipf(word.key) < 1.0:
-        return 0.0, where, "script"
-    return 1.5, where, "script"
-
-
-def _gloss(
-    plain: str, word: _Word, score: tuple[float, str, str], target: Language
-) -> tuple[float, str, str]:
-    """Chinese characters in brackets right behind a Korean word explain it and are no foreign run."""
-    if target.base == "ko" and word.script == "Han" and plain[word.start - 1 : word.start] in ("(", "（"):
-        return 0.0, "", ""
-    return score
-
-
-def _runs(found: list[_Word], scores: list[tuple[float, str, str]]) -> list[tuple[int, int, str, str]]:
+def _runs(found: list[Word], scores: list[Evidence]) -> list[tuple[int, int, str, str]]:
     """Foreign stretches (first, last + 1, language, why) of word positions."""
     taken: list[tuple[int, int, str, str]] = []
     at = 0
     while at < len(scores):
-        if scores[at][0] < 0.25:
+        if scores[at].score < 0.25:
             at += 1
             continue
         end = at
-        while end < len(scores) and scores[end][0] >= 0.25:
+        while end < len(scores) and scores[end].score >= 0.25:
             end += 1
-        strong = [i for i in range(at, end) if scores[i][0] >= 1]
-        total = sum(score for score, _, _ in scores[at:end])
+        strong = [i for i in range(at, end) if scores[i].score >= 1]
+        total = sum(one.score for one in scores[at:end])
         if strong:
             first, last = strong[0], strong[-1] + 1
-            while first > at and scores[first - 1][0] >= 0.5:
+            while first > at and scores[first - 1].score >= 0.5:
                 first -= 1
-            while last < end and scores[last][0] >= 0.5:
+            while last < end and scores[last].score >= 0.5:
                 last += 1
-            taken.append((first, last, _majority(scores[first:last]), scores[strong[0]][2]))
-        elif end - at >= 3 and total >= RUN / WORD:
+            taken.append((first, last, _majority(scores[first:last]), scores[strong[0]].why))
+        elif end - at >= 2 and total >= RUN:
             taken.append((at, end, _majority(scores[at:end]), "run"))
         at = end
     return taken
 
 
-def _majority(scores: list[tuple[float, str, str]]) -> str:
+def _majority(scores: list[Evidence]) -> str:
     total: dict[str, float] = {}
-    for score, where, _ in scores:
-        total[where] = total.get(where, 0.0) + score
+    for one in scores:
+        total[one.language] = total.get(one.language, 0.0) + one.score
     return max(sorted(total), key=lambda where: total[where])
 
 
-def _joined(found: list[_Word], runs: list[tuple[int, int, str, str]]) -> list[Span]:
+def _joined(found: list[Word], runs: list[tuple[int, int, str, str]]) -> list[Span]:
     spans: list[Span] = []
     for first, last, where, why in runs:
         start, end = found[first].start, found[last - 1].end

@@ -5,6 +5,7 @@ Blocks follow the Unicode standard; characters outside them (digits, punctuation
 script.
 """
 
+import re
 from bisect import bisect_right
 from functools import lru_cache
 
@@ -56,20 +57,21 @@ def script_shares(text: str) -> dict[str, float]:
     return {script: counts[script] / total for script in sorted(counts, key=lambda s: (-counts[s], s))}
 
 
+def _pattern() -> re.Pattern[str]:
+    classes: dict[str, str] = {}
+    for first, last, script in _BLOCKS:
+        classes[script] = classes.get(script, "") + f"{chr(first)}-{chr(last)}"
+    inside = "[\u0300-\u036f'’\u200c\u200d]"
+    runs = (
+        f"(?P<{script}>[{chars}](?:[{chars}]|{inside}+(?=[{chars}])|[\u0300-\u036f])*)"
+        for script, chars in classes.items()
+    )
+    return re.compile("|".join(runs))
+
+
+_RUNS = _pattern()
+
+
 def script_runs(text: str) -> list[tuple[int, int, str]]:
     """Maximal runs (start, end, script) of letters of one script. Marks and apostrophes stay inside a run."""
-    runs: list[tuple[int, int, str]] = []
-    start, current = 0, ""
-    for at, char in enumerate(text):
-        script = (
-            current
-            if (current and char in "'’\u200c\u200d") or "\u0300" <= char <= "\u036f"
-            else script_of(char)
-        )
-        if script != current:
-            if current:
-                runs.append((start, at, current))
-            start, current = at, script
-    if current:
-        runs.append((start, len(text), current))
-    return runs
+    return [(match.start(), match.end(), match.lastgroup or "") for match in _RUNS.finditer(text)]
