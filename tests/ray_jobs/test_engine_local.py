@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ray_jobs.engine.calls import Completion, Failure, Model, Sampling, Scores
+from ray_jobs.engine.calls import Completion, Failure, Model, Sampling, Scores, TokenScores
 from ray_jobs.engine.local import LocalModel
 from ray_jobs.engine.prefix import SHORTEST_LOAN, plan
 from ray_jobs.engine.sampling import draw, uniforms
@@ -258,6 +258,31 @@ def test_shared_prefixes_change_no_text_and_no_score(model):
         assert found.probabilities == pytest.approx(
             model.score([text], endings[:1])[0].probabilities, abs=1e-5
         )
+
+
+def test_a_streaming_guard_scores_tokens_and_says_which_conversations_it_cannot_read(tmp_path, model):
+    from train.stream_model import StreamGuard, StreamGuardConfig
+    from train.stream_score import score_conversations
+
+    lm = model.loaded
+    torch.manual_seed(2)
+    guard = StreamGuard(StreamGuardConfig(backbone_config=lm.config.to_dict(), guard_inner_size=8)).eval()
+    guard.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    user, answer = {"role": "user", "content": "hi there"}, {"role": "assistant", "content": "no"}
+    good = [[user, answer], [user], [user, answer, user, {"role": "assistant", "content": "yes yes"}]]
+    bad = [[], [answer], [user, {"role": "assistant", "content": "x" * 200}]]
+    made = LocalModel(Model("local", str(tmp_path), "stream_guard", options=(("threads", 1),)))
+    found = made.score_tokens([*good, *bad])
+    assert [type(row) for row in found] == [TokenScores] * 3 + [Failure] * 3
+    assert "does not end with" in found[3].reason and "context holds 128" in found[5].reason
+    for row, wanted in zip(found, score_conversations(guard, lm.tokenizer, good), strict=False):
+        assert np.allclose(row.risk, wanted.risk, atol=1e-5) and np.array_equal(row.offsets, wanted.offsets)
+        assert np.allclose(row.query_category, wanted.query_category, atol=1e-5)
+    assert found[0].risk.shape == (2, 3) and found[1].risk.shape == (0, 3)
+    assert found[0].risk.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(TypeError, match="cannot generate"):
+        made.generate(["a"], Sampling(), [1])
 
 
 def test_slots_are_bounded_by_the_cache_budget(folder):
