@@ -1,8 +1,8 @@
 """Scores of a guard on labelled rows, strict and loose, with intervals (METHOD.md §7).
 
-*Strict*: a severity that violates in the strict reading counts as unsafe, on both sides of the comparison; *loose*: only
-those that violate in the loose reading do. The published evaluation script prints the two swapped; a test holds ours.
-Intervals are percentile bootstraps that draw whole groups, since a prompt, its twin and its translations are not
+*Strict*: a severity that violates in the strict reading counts as unsafe, on both sides of the comparison; *loose*:
+only those that violate in the loose reading do. The published evaluation script prints the two swapped; a test holds
+ours. Intervals are percentile bootstraps that draw whole groups, since a prompt, its twin and its translations are not
 independent.
 """
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from label.vote import Ballots
 from label.verdict import render_conversation
+from label.vote import Ballots
 from ray_jobs.engine import Failure, Scores
 from ray_jobs.step import Failed, Work
 from ray_jobs.voters import conversation, item_text, side_categories
@@ -29,7 +29,7 @@ def voter_roles(work: Work) -> list[str]:
 def ask_voters(
     work: Work, rows: list[dict[str, Any]], roles: Sequence[str], failed: list[Failed]
 ) -> list[dict[str, Any]]:
-    """Ballot rows of every given voter on every row (columns id, group_id, side, prompt, history, response, thinking)."""
+    """Ballot rows of every given voter on every row (id, group_id, side, prompt, history, response, thinking)."""
     ballots = []
     for side in work.policy.sides:
         here = [row for row in rows if row["side"] == side]

@@ -70,7 +70,7 @@ def add_run(commands: Any) -> None:
         one.add_argument("--root", help="where tables live (a folder or s3://…); default: mill/RECIPE")
         one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
         one.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE",
-                         help="rows of your own (JSONL, Parquet, CSV) as a further source; may be repeated")  # fmt: skip
+                         help="rows of your own (JSONL, Parquet, CSV) as a further source; repeatable")  # fmt: skip
         one.add_argument("--until", metavar="STEP", help="stop after this step")
         one.add_argument("--json", action="store_true", help="print the result as JSON")
     one = add(commands, "report", run.report, "write the newest report of a root to a file")
@@ -80,7 +80,9 @@ def add_run(commands: Any) -> None:
     one.add_argument("--root", default="mill/local")
     one.add_argument("--audit", action="store_true", help="per voter: confusion, agreement, what each adds")
     one.add_argument("--json", action="store_true")
-    one = add(commands, "show", run.show, "print a table's rows; token labels with the boundary marked in the text")
+    one = add(
+        commands, "show", run.show, "print a table's rows; token labels with the boundary marked in the text"
+    )
     one.add_argument("table")
     one.add_argument("id", nargs="?")
     one.add_argument("-n", type=int, default=10)
@@ -127,7 +129,9 @@ def add_files(commands: Any) -> None:
     one.add_argument("--threshold", type=float, default=0.7)
     one.add_argument("--ngram", type=int, help="words per shingle; default: by the length of the text")
     one.add_argument("--perms", type=int, default=128)
-    one.add_argument("--against", nargs="*", default=[], metavar="FILE", help="drop rows near these evaluation sets")
+    one.add_argument(
+        "--against", nargs="*", default=[], metavar="FILE", help="drop rows near these evaluation sets"
+    )
     one.add_argument("--duplicates", metavar="FILE", help="write what was removed, and why")
     one = add(commands, "mixing", files.mixing, "find foreign words in texts that claim one language")
     one.add_argument("input")
@@ -140,7 +144,9 @@ def add_files(commands: Any) -> None:
 def add_guards(commands: Any) -> None:
     from ray_jobs import commands_guards as guards
 
-    one = add(commands, "moderate", guards.moderate, "a streaming guard's verdict on a prompt and on every token")
+    one = add(
+        commands, "moderate", guards.moderate, "a streaming guard's verdict on a prompt and on every token"
+    )
     one.add_argument("checkpoint", help="a checkpoint folder, or a root's table such as stream_guard@v1")
     one.add_argument("--prompt", help="the user's turn; without it, JSON lines are read from stdin")
     one.add_argument("--response", default="", help="the assistant's turn")

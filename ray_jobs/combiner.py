@@ -41,7 +41,13 @@ def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
 def step(config: CombinerConfig) -> Step:
     tables = {"combiner": COMBINER, "gold_ballots": BALLOT}
     return Step(
-        "combiner", run, config, tables, sides=("gold", "voters", "head_ballots"), roles=("voter",), reads=reads
+        "combiner",
+        run,
+        config,
+        tables,
+        sides=("gold", "voters", "head_ballots"),
+        roles=("voter",),
+        reads=reads,
     )
 
 

@@ -17,7 +17,9 @@ def ls(options: argparse.Namespace) -> None:
         return
     for version in versions:
         tags = f" [{', '.join(version.tags)}]" if version.tags else ""
-        print(f"{version.ref:<28} {version.rows:>8} rows  {version.provenance.created}  {version.provenance.step}{tags}")
+        print(
+            f"{version.ref:<28} {version.rows:>8} rows  {version.provenance.created}  {version.provenance.step}{tags}"
+        )
 
 
 def summary(version: TableVersion) -> dict[str, object]:
@@ -32,8 +34,12 @@ def log(options: argparse.Namespace) -> None:
     for version in versions:
         made = version.provenance
         dropped = ", ".join(f"{count} {reason}" for reason, count in made.counts.get("dropped", {}).items())
-        print(f"{version.ref}  {version.rows} rows  {made.created}  step {made.step}  identity {made.identity}")
-        print(f"    from {', '.join(made.inputs.values()) or 'the policy and imports'}; code {made.code_revision[:12]}")
+        print(
+            f"{version.ref}  {version.rows} rows  {made.created}  step {made.step}  identity {made.identity}"
+        )
+        print(
+            f"    from {', '.join(made.inputs.values()) or 'the policy and imports'}; code {made.code_revision[:12]}"
+        )
         print(f"    {made.counts.get('failed', 0)} failed; dropped: {dropped or 'none'}")
         print(f"    {made.calls} calls, {made.tokens} tokens, {made.seconds:.0f} s")
 
@@ -63,7 +69,9 @@ def pull(options: argparse.Namespace) -> None:
     if options.json:
         print_json(manifest)
     else:
-        print(f"{options.ref} -> {options.folder}: {manifest['rows']} rows in {len(manifest['files'])} files, verified")
+        print(
+            f"{options.ref} -> {options.folder}: {manifest['rows']} rows in {len(manifest['files'])} files, verified"
+        )
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -71,7 +79,9 @@ def diff(options: argparse.Namespace) -> None:
     if options.json:
         print_json(asdict(found))
         return
-    print(f"{found.a} -> {found.b}: {len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed")
+    print(
+        f"{found.a} -> {found.b}: {len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed"
+    )
     for column, count in sorted(found.columns.items(), key=lambda item: -item[1]):
         print(f"  {column}: differs in {count} rows")
     for name, columns in (("added", found.columns_added), ("removed", found.columns_removed)):

@@ -43,7 +43,12 @@ class DedupJobConfig:
 
 
 def step(config: DedupJobConfig) -> Step:
-    tables = {"deduped": PROMPT, "duplicates": DUPLICATES, "conflicts": CONFLICTS, "contaminated": CONTAMINATED}
+    tables = {
+        "deduped": PROMPT,
+        "duplicates": DUPLICATES,
+        "conflicts": CONFLICTS,
+        "contaminated": CONTAMINATED,
+    }
     sides = ("prompts", "gold") if config.against_gold else ("prompts",)
     return Step("dedup", run, config, tables, sides=sides, by_group=True)
 

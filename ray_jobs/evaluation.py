@@ -137,7 +137,9 @@ def tfidf(
         X = features.fit_transform([text_of(row) for row in seen])
         model = LogisticRegression(C=10, class_weight="balanced", max_iter=1000)
         model.fit(X, [row["severity"] for row in seen])
-        for row, told_row in zip(asked, model.predict_proba(features.transform(map(text_of, asked))), strict=True):
+        for row, told_row in zip(
+            asked, model.predict_proba(features.transform(map(text_of, asked))), strict=True
+        ):
             known = dict(zip(model.classes_, told_row, strict=True))
             told[row["id"]] = [float(known.get(name, 0.0)) for name in names]
     return told
@@ -149,7 +151,9 @@ def majority(
     """Always the most frequent severity of the side's training rows."""
     told = {}
     for side in policy.sides:
-        counts = [sum(row["severity"] == name for row in by_side(training, side)) for name in policy.severity_names]
+        counts = [
+            sum(row["severity"] == name for row in by_side(training, side)) for name in policy.severity_names
+        ]
         top = int(np.argmax(counts))
         for row in by_side(rows, side):
             told[row["id"]] = [float(i == top) for i in range(len(counts))]

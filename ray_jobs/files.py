@@ -145,7 +145,9 @@ def _flat(table: pa.Table) -> pa.Table:
     for name in table.column_names:
         values = table[name]
         if pa.types.is_nested(values.type):
-            values = pa.array([json.dumps(value, ensure_ascii=False) for value in values.to_pylist()], pa.string())
+            values = pa.array(
+                [json.dumps(value, ensure_ascii=False) for value in values.to_pylist()], pa.string()
+            )
         columns[name] = values
     return pa.table(columns)
 

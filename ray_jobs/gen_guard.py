@@ -49,13 +49,21 @@ class GuardConfig:
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
-    names = [name for name in ("moderation_short", "moderation_full", "refusal_policy") if name in policy.templates]
+    names = [
+        name for name in ("moderation_short", "moderation_full", "refusal_policy") if name in policy.templates
+    ]
     return [policy.slice_labels(), policy.slice_templates(*names)]
 
 
 def step(config: GuardConfig) -> Step:
     return Step(
-        "gen_guard", run, config, {"gen_guard": CHECKPOINT}, sides=("distilled",), roles=("backbone",), reads=reads
+        "gen_guard",
+        run,
+        config,
+        {"gen_guard": CHECKPOINT},
+        sides=("distilled",),
+        roles=("backbone",),
+        reads=reads,
     )
 
 
@@ -85,12 +93,24 @@ def train(work: Work, name: str, trainer: Any, examples: list[dict[str, Any]], c
         "template": work.config.template,
     }
     result = trainer(
-        examples, config, folder, workers=work.config.workers, use_gpu=work.config.use_gpu, provenance=provenance
+        examples,
+        config,
+        folder,
+        workers=work.config.workers,
+        use_gpu=work.config.use_gpu,
+        provenance=provenance,
     )
     made = [("guard", result), (CONTROL, result.control)]
     rows = [
         checkpoint_row(
-            work.store, name, work.identity, label, name, each.path, json.dumps(each.metrics), json.dumps(data)
+            work.store,
+            name,
+            work.identity,
+            label,
+            name,
+            each.path,
+            json.dumps(each.metrics),
+            json.dumps(data),
         )
         for label, each in made
         if each is not None

@@ -1,6 +1,6 @@
 """The whole mill, top to bottom: from the written policy to two scored guards.
 
-    ray job submit --working-dir . -- python -m ray_jobs.pipeline --recipe local --root ROOT
+ray job submit --working-dir . -- python -m ray_jobs.pipeline --recipe local --root ROOT
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from ray_jobs import (
     gen_guard,
     gold,
     prompts,
+    report,
     responses,
     seeds,
     stream_guard,
+    token_labels,
     translations,
     voters,
     votes,
@@ -34,7 +36,7 @@ from synth.policy import Policy, load_policy
 def steps(recipe: Recipe, policy: Policy) -> list[Step]:
     """The flow. A policy with one side has no responses, and so no token labels and no streaming guard."""
     answers = "response" in policy.sides
-    return [
+    flow = [
         seeds.step(recipe.seeds),
         gold.step(recipe.gold),
         prompts.step(recipe.prompts),
@@ -47,8 +49,14 @@ def steps(recipe: Recipe, policy: Policy) -> list[Step]:
         controversial.step(recipe.controversial),
         distilled.step(recipe.distilled),
         gen_guard.step(recipe.gen_guard),
+        *(
+            [token_labels.step(recipe.token_labels), stream_guard.step(recipe.stream_guard)]
+            if answers
+            else []
+        ),
         evaluation.step(recipe.evaluation),
     ]
+    return [*flow, report.step(recipe.report, flow)]
 
 
 def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) -> dict[str, TableVersion]:
@@ -67,6 +75,7 @@ def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) ->
         recipe.error_budget,
         recipe.unit_cpus,
         recipe.local_cpus,
+        recipe.units,
     )
     with run.store.lock():
         return run_steps(flow, run)

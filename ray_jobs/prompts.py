@@ -17,6 +17,7 @@ from ray_jobs.engine import Completion, Failure, Sampling
 from ray_jobs.seeds import PROMPT
 from ray_jobs.step import Cut, Failed, Output, Step, Work
 from ray_jobs.store import table_schema
+from ray_jobs.voters import embedded
 from synth.ids import row_id, seed_for
 from synth.policy import Leaf, Policy, render
 from synth.prompts import (
@@ -86,7 +87,7 @@ def step(config: PromptsConfig) -> Step:
         inputs=("seeds",),
         roles=("writer", "embedder?"),
         reads=reads,
-        cut=Cut(("leaf", "language"), count=0),
+        cut=Cut(("leaf", "language"), hashed=False),
     )
 
 
@@ -161,7 +162,8 @@ class Synthesis:
         count = self.times(self.config.keyword - have[KEYWORD, worst])
         indices = [self.next_index() for _ in range(count)]
         return [
-            ask_keyword(own, words[i % len(words)], worst, self.config.shots, self.work.seed, i) for i in indices
+            ask_keyword(own, words[i % len(words)], worst, self.config.shots, self.work.seed, i)
+            for i in indices
         ]
 
     def missing_twins(self, have: Counter[tuple[str, str]]) -> list[Ask]:
@@ -223,7 +225,7 @@ class Synthesis:
         texts = ["" if isinstance(answer, Failure) else first_line(answer.text) for answer in answers]
         contexts = [ask.shots or (ask.text,) for ask in asks]
         wanted = sorted({*texts, *(text for context in contexts for text in context)})
-        vectors = dict(zip(wanted, self.work.engines.get("embedder").embed(wanted), strict=True))
+        vectors = dict(zip(wanted, embedded(self.work, "embedder", wanted), strict=True))
         return [
             max(float(vectors[text] @ vectors[shot]) for shot in context)
             for text, context in zip(texts, contexts, strict=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from label.rollout_plan import Plan
 from ray_jobs.combiner import CombinerConfig
 from ray_jobs.controversial import ControversialConfig
 from ray_jobs.dedup import DedupJobConfig
@@ -20,8 +21,10 @@ from ray_jobs.evaluation import EvaluationConfig
 from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
+from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
 from ray_jobs.seeds import SeedsConfig
+from ray_jobs.token_labels import TokenLabelsConfig
 from ray_jobs.translations import TranslationsConfig, apertium_version
 from ray_jobs.voters import VotersConfig
 from ray_jobs.votes import VotesConfig
@@ -30,7 +33,8 @@ from synth.errors import BadInput
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run of the mill. `error_budget`: the share of failed rows above which a step fails."""
+    """One run of the mill. `error_budget`: the share of failed rows above which a step fails. `units`: into how many
+    shares a step's work is cut; a crash costs those in flight."""
 
     name: str
     policy: str
@@ -39,6 +43,7 @@ class Recipe:
     error_budget: float = 0.01
     unit_cpus: float = 0.25
     local_cpus: int = 4
+    units: int = 24
     seeds: SeedsConfig = SeedsConfig()
     gold: GoldConfig = GoldConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -51,8 +56,10 @@ class Recipe:
     controversial: ControversialConfig = ControversialConfig()
     distilled: DistilledConfig = DistilledConfig()
     gen_guard: GuardConfig = GuardConfig()
+    token_labels: TokenLabelsConfig = TokenLabelsConfig()
     stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=20, lr=1e-3)
     evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
 
 
 def local() -> Recipe:
@@ -60,6 +67,7 @@ def local() -> Recipe:
     smollm2 = Model("local", "smollm2-135m", "base")
     return Recipe(
         name="local",
+        report=ReportConfig("local"),
         policy="safety",
         roles={
             "writer": smollm2,
@@ -69,14 +77,22 @@ def local() -> Recipe:
             "hidden": Model("local", "smollm2-135m", "embedder", options=(("layer", 20),)),
             "teacher": Model("local", "minilm", "embedder"),
             "backbone": Model("local", "smollm2-135m", "base"),
+            "rollout-1": Model("local", "smollm2-135m", "instruct"),
+            "guard": Model("local", "@gen_guard/guard", "gen_guard"),
+            "judge": Model("local", "@voters/embed", "head"),
             "gen_guard": Model("local", "@gen_guard/guard", "gen_guard"),
             "gen_guard_control": Model("local", "@gen_guard/control", "gen_guard"),
+            "stream_guard": Model("local", "@stream_guard/guard", "stream_guard"),
+            "stream_guard_control": Model("local", "@stream_guard/control", "stream_guard"),
             "voter-1": Model("local", "@voters/embed", "head"),
             "voter-2": Model("local", "@voters/hidden", "head"),
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
         },
         translations=TranslationsConfig(program=apertium_version()),
         responses=ResponsesConfig(share=0.4, sampling=Sampling(max_tokens=40, temperature=0.8)),
+        token_labels=TokenLabelsConfig(
+            Plan(k=4), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
+        ),
     )
 
 
@@ -87,6 +103,8 @@ def tiny() -> Recipe:
     return replace(
         recipe,
         name="tiny",
+        report=ReportConfig("tiny"),
+        units=6,
         roles={role: model for role, model in recipe.roles.items() if role != "voter-2"},
         seeds=SeedsConfig(leaves=leaves),
         gold=GoldConfig(limit=120),
@@ -94,6 +112,9 @@ def tiny() -> Recipe:
         responses=replace(recipe.responses, share=0.3, sampling=Sampling(max_tokens=16, temperature=0.8)),
         voters=VotersConfig(folds=3, features=("embed", "char_ngrams")),
         gen_guard=GuardConfig(rows=48, epochs=1),
+        token_labels=TokenLabelsConfig(
+            Plan(k=2), responses=3, sampling=Sampling(max_tokens=6, temperature=0.8)
+        ),
         stream_guard=GuardConfig(rows=96, epochs=3, train_layers=0),
     )
 

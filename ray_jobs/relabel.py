@@ -8,20 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ray_jobs.engine import Failure
 from ray_jobs.step import Work
-from ray_jobs.voters import item_text
-from synth.errors import BadInput
+from ray_jobs.voters import embedded, item_text
 
 
 def vectors(work: Work, role: str, rows: list[dict[str, Any]]) -> np.ndarray:
     """[n, D] vectors of samples or gold rows, from the model bound to `role`."""
     texts = [item_text(row["side"], row["prompt"], row["history"], row["response"]) for row in rows]
-    found = work.engines.get(role).embed(texts)
-    broken = [vector.reason for vector in found if isinstance(vector, Failure)]
-    if broken:
-        raise BadInput(f"{len(broken)} rows cannot be embedded: {broken[0]}")
-    return np.stack(found)
+    return embedded(work, role, texts)
 
 
 def linear_probabilities(X: np.ndarray, classes: int) -> Callable[..., np.ndarray]:

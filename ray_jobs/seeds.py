@@ -96,7 +96,9 @@ def run(work: Work) -> Output:
     )
 
 
-def prompt_row(leaf: Leaf, text: str, language: str, severity: str, source: str, pair: str = "") -> dict[str, Any]:
+def prompt_row(
+    leaf: Leaf, text: str, language: str, severity: str, source: str, pair: str = ""
+) -> dict[str, Any]:
     row = row_id("", leaf.id, [severity, language, text])
     return {
         "id": row,

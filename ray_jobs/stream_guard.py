@@ -34,17 +34,23 @@ def run(work: Work) -> Output:
 
     policy = work.policy
     rows = chosen(work.read("distilled").to_pylist(), work.config.rows)
-    onsets = {row["parent_id"]: row["onset"] for row in work.read("token_labels").to_pylist() if row["onset"] is not None}
+    onsets = {
+        row["parent_id"]: row["onset"]
+        for row in work.read("token_labels").to_pylist()
+        if row["onset"] is not None
+    }
     examples = [example for row in rows if (example := stream_example(policy, row, onsets)) is not None]
-    config = StreamConfig(
-        backbone=backbone(work), seed=work.seed, **label_maps(policy), **work.config.training()
-    )
+    fields: dict[str, Any] = {**label_maps(policy), **work.config.training()}
+    config = StreamConfig(backbone=backbone(work), seed=work.seed, **fields)
     return train(work, "stream_guard", train_stream, examples, config)
 
 
 def label_maps(policy: Policy) -> dict[str, tuple[str, ...]]:
     """The head's classes in the policy's words: risks by how they violate, category names per branch."""
-    by_reading = {kind: tuple(s.name for s in policy.severities if s.violating == kind) for kind in ("never", "strict", "always")}
+    by_reading = {
+        kind: tuple(s.name for s in policy.severities if s.violating == kind)
+        for kind in ("never", "strict", "always")
+    }
     names = {category.id: category.name for category in policy.categories}
     return {
         "risks": (*by_reading["never"], *by_reading["always"], *by_reading["strict"]),
@@ -61,7 +67,12 @@ def stream_example(policy: Policy, row: dict[str, Any], onsets: dict[str, int]) 
     labelled onset on. A flagged response without an onset trains nothing."""
     names = {category.id: category.name for category in policy.categories}
     category = names[row["categories"][0]] if row["categories"] else None
-    common = {"id": row["id"], "group_id": row["group_id"], "prompt": row["prompt"], "history": row["history"]}
+    common = {
+        "id": row["id"],
+        "group_id": row["group_id"],
+        "prompt": row["prompt"],
+        "history": row["history"],
+    }
     if row["side"] == "prompt":
         return common | {"query_risk": row["severity"], "query_category": category}
     onset = onsets.get(row["id"])

@@ -1,9 +1,9 @@
 """token_labels: the token at which a flagged response turns (METHOD §5; label.rollout is the search).
 
-All responses advance together in waves: one wave is the union of what the active searches ask next, grouped by model and
-sorted so that shared prefixes are neighbours. A rollout and the guard's verdict on it belong to one wave. After each wave
-the searches' states are recorded, so that a crash costs the wave in flight. Draws depend on row, prefix and draw number
-alone. Responses of the mildest severity cost nothing: every token of theirs is safe.
+All responses advance together in waves: one wave is the union of what the active searches ask next, grouped by model
+and sorted so that shared prefixes are neighbours. A rollout and the guard's verdict on it belong to one wave. After
+each wave the searches' states are recorded, so that a crash costs the wave in flight. Draws depend on row, prefix and
+draw number alone. Responses of the mildest severity cost nothing: every token of theirs is safe.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Search:
 
 def run(work: Work) -> Output:
     """Label all responses of the distilled table."""
-    rows = [row for row in work.read("distilled").to_pylist() if row["side"] == "response" and row["response"]]
+    rows = [
+        row for row in work.read("distilled").to_pylist() if row["side"] == "response" and row["response"]
+    ]
     flagged = sorted(
         (row for row in rows if row["severity"] != work.policy.mildest),
         key=lambda row: stable_hash("token labels", row["group_id"], row["id"]),
@@ -150,7 +152,9 @@ def begin(work: Work, rows: list[dict[str, Any]]) -> tuple[list[Search], int]:
     recorded = work.store.get_json(wave_path(work)) or {}
     searches, long = [], 0
     for row in rows:
-        offsets = split(row["response"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = split(row["response"], add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         if len(offsets) > work.config.max_tokens:
             long += 1
             continue
@@ -253,7 +257,7 @@ def guard_verdicts(
         prompts.append([{"role": "user", "content": prompt}])
     labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
     scores = work.engines.get("guard").score(prompts, [labels] * len(prompts)) if prompts else []
-    violating = {i: 0.0 for i in good}
+    violating = dict.fromkeys(good, 0.0)
     for i, told in zip(good, scores, strict=True):
         if isinstance(told, Failure):
             problems[i] = f"guard: {told.reason}"

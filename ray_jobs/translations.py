@@ -58,7 +58,7 @@ def reads(policy: Policy, leaves: frozenset[str] | None) -> object:
 
 def step(config: TranslationsConfig) -> Step:
     tables = {"translations": SAMPLE, "translations_rejected": REJECTED}
-    return Step("translations", run, config, tables, inputs=("votes",), reads=reads, cut=Cut())
+    return Step("translations", run, config, tables, inputs=("votes",), reads=reads, cut=Cut(), cpus=1.5)
 
 
 def run(work: Work) -> Output:
@@ -75,7 +75,9 @@ def run(work: Work) -> Output:
         texts = apertium([text.text for text in protected], source, target)
         for row, mask, text in zip(chosen, protected, texts, strict=True):
             if text is None:
-                output.failed.append(Failed(row["id"], row["group_id"], f"apertium gave nothing for {target}"))
+                output.failed.append(
+                    Failed(row["id"], row["group_id"], f"apertium gave nothing for {target}")
+                )
                 continue
             place(work.policy, output, row, restore(text, mask.pieces)[0], source, target)
     return output
@@ -86,9 +88,7 @@ def wanted(row: dict[str, Any], target: str, share: float) -> bool:
     return int(stable_hash("translate", target, row["group_id"])[:8], 16) / 16**8 < share
 
 
-def place(
-    policy: Policy, output: Output, row: dict[str, Any], text: str, source: str, target: str
-) -> None:
+def place(policy: Policy, output: Output, row: dict[str, Any], text: str, source: str, target: str) -> None:
     """A translation into the table, or with the checks' findings among the rejected."""
     keywords: tuple[str, ...] = ()
     if row["leaf"]:

@@ -59,7 +59,9 @@ def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
 def step(config: VotersConfig) -> Step:
     roles = tuple(FEATURE_ROLES[name] for name in config.features if FEATURE_ROLES[name])
     tables = {"voters": CHECKPOINT, "head_ballots": BALLOT}
-    return Step("voters", run, config, tables, sides=("gold", "seeds", "written_responses"), roles=roles, reads=reads)
+    return Step(
+        "voters", run, config, tables, sides=("gold", "seeds", "written_responses"), roles=roles, reads=reads
+    )
 
 
 @dataclass(frozen=True)
@@ -181,15 +183,22 @@ def run(work: Work) -> Output:
 
 def feature_vectors(work: Work, features: str, texts: list[str]) -> np.ndarray:
     """[n, D] float32."""
-    from ray_jobs.engine import Failure
     from ray_jobs.engine.head import ngram_vectors
 
     if not FEATURE_ROLES[features]:
         return ngram_vectors(texts)
-    vectors = work.engines.get(FEATURE_ROLES[features]).embed(texts)
-    for vector in vectors:
+    return embedded(work, FEATURE_ROLES[features], texts)
+
+
+def embedded(work: Work, role: str, texts: list[str]) -> np.ndarray:
+    """[n, D] vectors of the model bound to `role`. BadInput when a text cannot be embedded."""
+    from ray_jobs.engine import Failure
+
+    vectors = []
+    for vector in work.engines.get(role).embed(texts):
         if isinstance(vector, Failure):
-            raise BadInput(f"a labelled row cannot be embedded: {vector.reason}")
+            raise BadInput(f"a row cannot be embedded: {vector.reason}")
+        vectors.append(vector)
     return np.stack(vectors)
 
 
@@ -217,9 +226,7 @@ def fold(group_id: str, folds: int) -> int:
     return int(stable_hash("voters", group_id)[:8], 16) % folds
 
 
-def ballot(
-    policy: Policy, item: Item, voter: str, answers: dict[str, np.ndarray], at: int
-) -> dict[str, Any]:
+def ballot(policy: Policy, item: Item, voter: str, answers: dict[str, np.ndarray], at: int) -> dict[str, Any]:
     """A head's answers on one item as a ballot row."""
     asks_refusal = policy.refusal and item.side == "response" and "response.refusal" in answers
     return {

@@ -85,7 +85,9 @@ def run(work: Work) -> Output:
         if here:
             label(work, side, here, ballots, voters, combiners[side])
     columns = [field.name for field in SAMPLE if field.name != "digest"]
-    return Output({"votes": [{name: row[name] for name in columns} for row in rows], "ballots": ballots}, failed)
+    return Output(
+        {"votes": [{name: row[name] for name in columns} for row in rows], "ballots": ballots}, failed
+    )
 
 
 def unit_rows(work: Work, name: str) -> list[dict[str, Any]]:

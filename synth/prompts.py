@@ -14,13 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 
 from synth.ids import seed_for
 from synth.policy import Leaf, Pair
 
 SELF_INSTRUCT, KEYWORD, CONTRASTIVE = "self_instruct", "keyword", "contrastive"
 
-_LINE_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)])\s*")
+_LINE_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)](?!\d))\s*")
 _META = re.compile(
     r"\b(as an ai|language model|i (?:can't|cannot|can’t) (?:help|assist)|i'm sorry|here (?:is|are)|sure[,!]|"
     r"example \d|(?:new|another) (?:prompt|question|text))\b",
@@ -63,7 +64,9 @@ class Filters:
     twin_band: tuple[float, float] = (0.45, 0.97)
 
 
-def draw_shots(own: Sequence[Source], accepted: Sequence[Source], count: int, rng: random.Random) -> list[Source]:
+def draw_shots(
+    own: Sequence[Source], accepted: Sequence[Source], count: int, rng: random.Random
+) -> list[Source]:
     """Up to `count` sources for one context: one accepted generation to three seeds at most, seeds last, so that
     the anchor (the last, whose group the generation joins) is always a seed."""
     generated = rng.sample(list(accepted), min(count // 4, len(accepted)))
@@ -118,7 +121,7 @@ def bigrams(text: str) -> frozenset[str]:
     tokens = re.findall(r"\w+", folded)
     if len(tokens) < 3:
         tokens = [char for char in folded if not char.isspace()]
-    return frozenset(f"{a} {b}" for a, b in zip(tokens, tokens[1:], strict=False)) or frozenset(tokens)
+    return frozenset(f"{a} {b}" for a, b in pairwise(tokens)) or frozenset(tokens)
 
 
 def similarity(a: frozenset[str], b: frozenset[str]) -> float:
@@ -126,7 +129,9 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
-def rejection(text: str, ask: Ask, finish_reason: str, taken: Sequence[frozenset[str]], filters: Filters) -> str | None:
+def rejection(
+    text: str, ask: Ask, finish_reason: str, taken: Sequence[frozenset[str]], filters: Filters
+) -> str | None:
     """Why a generation is not kept, or None. Checked in order of price."""
     if not text:
         return "empty"

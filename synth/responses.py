@@ -11,12 +11,13 @@ from dataclasses import dataclass
 _OPEN, _CLOSE = "<think>", "</think>"
 
 _REFUSALS = re.compile(
-    r"i(?:'m| am)? (?:really |very )?(?:sorry|unable|not able)|i (?:can(?:'t|not|’t)|won(?:'t|’t)|will not|must decline)"
-    r"|as an ai\b|cannot (?:help|assist|provide|fulfil)|not (?:able|going) to (?:help|assist|provide)"
+    r"i(?:'m| am)? (?:really |very )?(?:sorry|unable|not able)|i (?:can(?:'t|not|’t)|won(?:'t|’t)|will not)"
+    r"|i must decline|as an ai\b|cannot (?:help|assist|provide|fulfil)|not (?:able|going) to (?:help|assist|provide)"
     r"|我(?:不能|无法|不会|没办法)|抱歉|对不起|很遗憾"
     r"|lo siento|no puedo (?:ayudar|proporcionar)|je suis désolé|je ne peux pas|je refuse"
     r"|(?:es )?tut mir leid|ich kann (?:dir |ihnen )?(?:dabei )?nicht|извините|я не могу|к сожалению"
-    r"|申し訳|お手伝いできません|できません|죄송|할 수 없|도와드릴 수 없|عذر|لا أستطيع|لا يمكنني|माफ़|क्षमा करें|नहीं कर सकता",
+    r"|申し訳|お手伝いできません|できません|죄송|할 수 없|도와드릴 수 없|عذر|لا أستطيع|لا يمكنني"
+    r"|माफ़|क्षमा करें|नहीं कर सकता",
     re.IGNORECASE,
 )
 

@@ -62,7 +62,9 @@ def find_checkpoint(store: Store, version: TableVersion, name: str) -> dict[str,
     return found[0]
 
 
-def checkpoint_of(model: Model, store: Store, version: Callable[[str], TableVersion]) -> dict[str, Any] | None:
+def checkpoint_of(
+    model: Model, store: Store, version: Callable[[str], TableVersion]
+) -> dict[str, Any] | None:
     """The checkpoint row that "@step/name" stands for; None for a model from elsewhere."""
     if not model.name.startswith("@"):
         return None

@@ -25,15 +25,15 @@ def reads_nothing(_policy: Policy, _leaves: frozenset[str] | None) -> object:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a step's input rows become units: by the values of `columns`, hashed into `count` units (0: one unit
-    per distinct value)."""
+    """How a step's input rows become units: by the values of `columns` (of group_id, leaf, language), hashed into the
+    recipe's number of units, or one unit per distinct value."""
 
     columns: tuple[str, ...] = ("group_id",)
-    count: int = 64
+    hashed: bool = True
 
-    def key(self, values: Sequence[object]) -> str:
-        if self.count:
-            return f"{int(stable_hash(*values), 16) % self.count:05d}"
+    def key(self, values: Sequence[object], units: int) -> str:
+        if self.hashed:
+            return f"{int(stable_hash(*values), 16) % units:05d}"
         return "/".join(str(value) for value in values)
 
 
@@ -81,7 +81,8 @@ class Step:
     last to be committed and first in order; `inputs` are cut into units, `sides` are read whole by every unit;
     `reads` gives the policy slice for a set of leaves (None: all); without `cut` the step is a single unit that runs
     on the driver, and may use Ray itself. `by_group` says of such a step that the rows of a group it changes are those
-    whose group changed (as in dedup), so that later steps need not be redone whole."""
+    whose group changed (as in dedup), so that later steps need not be redone whole. `cpus`: what one unit computes
+    on (0: it only asks engines)."""
 
     name: str
     run: Callable[[Work], Output]
@@ -93,6 +94,7 @@ class Step:
     reads: Callable[[Policy, frozenset[str] | None], object] = reads_nothing
     cut: Cut | None = None
     by_group: bool = False
+    cpus: float = 0.0
     revision: int = 1
 
     @property
@@ -145,7 +147,9 @@ def resolve_roles(step: Step, roles: Mapping[str, Model]) -> dict[str, Model]:
         if not found and not role.endswith("?"):
             from synth.errors import BadInput
 
-            raise BadInput(f"step {step.name} needs a model for the role {plain!r}, and the recipe binds none")
+            raise BadInput(
+                f"step {step.name} needs a model for the role {plain!r}, and the recipe binds none"
+            )
         bound.update(found)
     return bound
 

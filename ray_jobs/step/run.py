@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_jobs.progress import Progress
 from ray_jobs.step.artifacts import checkpoint_of, resolve_model
 from ray_jobs.step.definition import Step, Work, identifying, resolve_roles, step_identity
 from ray_jobs.step.units import QUARANTINE, Unit, add_up, cut_units, finished, record_path, run_unit
-from ray_jobs.store import Provenance, Store, TableVersion
+from ray_jobs.store import Provenance, Store, StoreError, TableVersion
+from synth.errors import BadInput
 from synth.ids import stable_hash
 from synth.policy import Policy
 
@@ -37,6 +38,7 @@ class Run:
     error_budget: float = 0.01
     unit_cpus: float = 0.25
     local_cpus: int = 4
+    units: int = 64
     progress: Progress = field(default_factory=Progress)
     versions: dict[str, TableVersion] = field(default_factory=dict)
     opened: list[Engines] = field(default_factory=list)
@@ -45,7 +47,9 @@ class Run:
     def code_revision(self) -> str:
         """The git commit of a checkout, else the installed version."""
         here = Path(__file__).parent
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
         if git.returncode == 0:
             return git.stdout.strip()
         from importlib.metadata import version
@@ -92,7 +96,12 @@ class Run:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            local = {"num_cpus": self.local_cpus, "include_dashboard": False, "object_store_memory": 512 << 20}
+            os.environ.setdefault("RAY_worker_niceness", "0")  # the models compute in workers
+            local = {
+                "num_cpus": self.local_cpus,
+                "include_dashboard": False,
+                "object_store_memory": 512 << 20,
+            }
             where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
             ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
         context = ray.data.DataContext.get_current()
@@ -146,7 +155,7 @@ def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> It
     if step.cut is None:
         units = [Unit("all", work.identity, {}, frozenset())]
     else:
-        units = cut_units(step, run.policy, run.seed, weights, run.store, work.versions)
+        units = cut_units(step, run, weights, work.versions)
     found = {unit.key: finished(run.store, step, unit.identity) for unit in units}
     pending = [unit for unit in units if found[unit.key] is None]
     with run.progress.step(step.name, len(units), len(units) - len(pending)) as bar:
@@ -159,35 +168,45 @@ def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> It
             return
         for role in work.engines.roles:
             work.engines.get(role)
-        for record in _run_on_ray(step, pending, work, run.unit_cpus):
+        for record in _run_on_ray(step, pending, work, step.cpus or run.unit_cpus):
             bar.advance()
             yield record
 
 
 def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Iterator[dict[str, Any]]:
-    """Run units as tasks of one Ray Data pipeline; each writes its own fragments, only records come back."""
+    """Run units as tasks of one Ray Data pipeline; each writes its own fragments, only records come back. Errors that
+    carry their own sentence come back as well, since Ray would wrap them beyond recognition."""
     import json
+    import pickle
 
     import ray
+
+    from ray_jobs.engine import EngineDied
 
     shared = ray.put((step, units, work))  # engines travel by the names of their actors
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         the_step, the_units, the_work = ray.get(shared)
-        record = run_unit(the_step, the_units[row["item"]], the_work)
-        return {"record": json.dumps(record)}
+        try:
+            record = run_unit(the_step, the_units[row["item"]], the_work)
+        except (BadInput, StoreError, EngineDied) as problem:
+            return {"record": "", "raised": pickle.dumps(problem)}
+        return {"record": json.dumps(record), "raised": b""}
 
     pipeline = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units)).map(
         task, num_cpus=cpus
     )
     for row in pipeline.iter_rows():
+        if row["raised"]:
+            raise pickle.loads(row["raised"])
         yield json.loads(row["record"])
 
 
 def _commit(
     step: Step, run: Run, identity: str, versions: Mapping[str, TableVersion], records: list[dict[str, Any]]
 ) -> dict[str, TableVersion]:
-    """Check the error budget, commit side tables, then the main one. The main commit is the step's success."""
+    """Check the error budget (above it only the quarantine is committed), then side tables, then the main one, which is
+    the step's success."""
     fragments, totals = add_up(records)
     provenance = Provenance(
         step=step.name,
@@ -208,30 +227,42 @@ def _commit(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     quarantine = f"{step.name}_quarantine"
+    lost = fragments.get(quarantine, [])
+    if _over_budget(step, run, totals):
+        # under a name of its own: when a retry succeeds, `find` must not take this try's rows for that one's
+        told = replace(provenance, identity=f"{identity}-over-budget")
+        run.store.commit(quarantine, QUARANTINE, lost, told)
+        _forget_failed(step, run, totals, records)
     sides = [(name, schema) for name, schema in step.tables.items() if name != step.main]
-    if fragments.get(quarantine):
-        sides.append((quarantine, QUARANTINE))
+    sides += [(quarantine, QUARANTINE)] if lost else []
     made = {
         name: run.store.find(name, identity)
         or run.store.commit(name, schema, fragments.get(name, []), provenance)
         for name, schema in sides
     }
-    _check_budget(step, run, totals, records)
     version = run.store.commit(step.main, step.tables[step.main], fragments.get(step.main, []), provenance)
     run.progress.finished(step.name, provenance)
     return {step.main: version, **made}
 
 
-def _check_budget(step: Step, run: Run, totals: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    """Fail when too many rows failed; the units that hold them are forgotten, so that a rerun tries them again."""
-    seen = max(totals["in"], totals["rows"].get(step.main, 0) + totals["failed"], 1)
-    share = totals["failed"] / seen
-    if share <= run.error_budget:
-        return
+def _over_budget(step: Step, run: Run, totals: Mapping[str, Any]) -> bool:
+    """Whether a larger share of the rows failed than the recipe allows."""
+    return totals["failed"] > run.error_budget * _seen(step, totals)
+
+
+def _seen(step: Step, totals: Mapping[str, Any]) -> int:
+    return max(totals["in"], totals["rows"].get(step.main, 0) + totals["failed"], 1)
+
+
+def _forget_failed(
+    step: Step, run: Run, totals: Mapping[str, Any], records: list[dict[str, Any]]
+) -> NoReturn:
+    """Forget the units that hold failed rows, so that a rerun tries them again, and say what happened."""
     for record in records:
         if record["failed"]:
             run.store.remove_json(record_path(step, record["identity"]))
+    seen = _seen(step, totals)
     raise StepFailed(
-        f"step {step.name}: {totals['failed']} of {seen} rows failed ({share:.1%}, budget {run.error_budget:.1%}); "
-        f"reasons and raw texts are in table {step.name}_quarantine"
+        f"step {step.name}: {totals['failed']} of {seen} rows failed ({totals['failed'] / seen:.1%}, "
+        f"budget {run.error_budget:.1%}); reasons and raw texts are in table {step.name}_quarantine"
     )

@@ -15,21 +15,24 @@ from ray_jobs.store import Store, TableVersion, table_schema
 from synth.ids import row_id, stable_hash
 
 if TYPE_CHECKING:
-    from synth.policy import Policy
+    from ray_jobs.step.run import Run
 
 QUARANTINE = table_schema(
     [pa.field("reason", pa.string()), pa.field("raw", pa.string()), pa.field("unit", pa.string())]
 )
 
 
+FACTS = ("group_id", "leaf", "language")  # what a cut can go by, and what `plan` follows rows by
+
+
 @dataclass(frozen=True)
 class Unit:
-    """A share of a step's work: its key, its identity, and where its rows stand in each cut input."""
+    """A share of a step's work: its key, its identity, where its rows stand in each cut input, and their facts."""
 
     key: str
     identity: str
     rows: Mapping[str, tuple[int, ...]]
-    groups: frozenset[str]
+    facts: frozenset[tuple[str, ...]]
 
     @property
     def size(self) -> int:
@@ -37,40 +40,52 @@ class Unit:
 
 
 def cut_units(
-    step: Step,
-    policy: Policy,
-    seed: int,
-    weights: Mapping[str, str],
-    store: Store,
-    versions: Mapping[str, TableVersion],
+    step: Step, run: Run, weights: Mapping[str, str], versions: Mapping[str, TableVersion]
 ) -> list[Unit]:
     """The units of `step` over its input versions, by key. Only ids, digests and the cut's columns are read."""
     assert step.cut is not None
+    store = run.store
     places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     content: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    leaves: dict[str, set[str]] = defaultdict(set)
-    groups: dict[str, set[str]] = defaultdict(set)
+    facts: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for name in step.inputs:
-        columns = dict.fromkeys(("id", "digest", "group_id", "leaf", *step.cut.columns))
-        table = store.read(versions[name].ref, columns=list(columns))
-        keys = [step.cut.key(values) for values in zip(*(table[c].to_pylist() for c in step.cut.columns))]
-        facts = zip(keys, *(table[c].to_pylist() for c in ("id", "digest", "leaf", "group_id")))
-        for index, (key, row, digest, leaf, group) in enumerate(facts):
+        table, told = read_facts(store, versions[name])
+        cut_by = list(zip(*(told[column] for column in step.cut.columns), strict=True))
+        known = zip(
+            table["id"].to_pylist(),
+            table["digest"].to_pylist(),
+            zip(*told.values(), strict=True),
+            strict=True,
+        )
+        for index, (values, (row, digest, fact)) in enumerate(zip(cut_by, known, strict=True)):
+            key = step.cut.key(values, run.units)
             places[key][name].append(index)
             content[key].append((name, row, digest))
-            leaves[key].add(leaf)
-            groups[key].add(group)
+            facts[key].add(fact)
     sides = {name: side_digest(store, versions[name]) for name in step.sides}
-    shared = recipe_of(step, seed, weights)
+    shared = recipe_of(step, run.seed, weights)
     return [
         Unit(
             key,
-            stable_hash(shared, sides, step.reads(policy, frozenset(leaves[key])), sorted(content[key])),
+            stable_hash(shared, sides, step.reads(run.policy, leaves_of(facts[key])), sorted(content[key])),
             {name: tuple(indices) for name, indices in places[key].items()},
-            frozenset(groups[key]),
+            frozenset(facts[key]),
         )
         for key in sorted(places)
     ]
+
+
+def read_facts(store: Store, version: TableVersion) -> tuple[pa.Table, dict[str, list[str]]]:
+    """Ids and digests of a version, and its rows' facts by column; "" where the table has no such column."""
+    there = [name for name in FACTS if name in store.schema(version.ref).names]
+    table = store.read(version.ref, columns=["id", "digest", *there])
+    return table, {
+        name: table[name].to_pylist() if name in there else [""] * table.num_rows for name in FACTS
+    }
+
+
+def leaves_of(facts: set[tuple[str, ...]]) -> frozenset[str]:
+    return frozenset(fact[FACTS.index("leaf")] for fact in facts)
 
 
 def side_digest(store: Store, version: TableVersion) -> str:
@@ -94,7 +109,9 @@ def finished(store: Store, step: Step, unit_identity: str) -> dict[str, Any] | N
 def run_unit(step: Step, unit: Unit, work: Work) -> dict[str, Any]:
     """Run one unit and record it: fragments first, the record last. Returns the record."""
     started = time.monotonic()
-    rows = {name: work.store.take(work.versions[name].ref, places) for name, places in unit.rows.items()}
+    rows = {
+        name: work.store.take(work.versions[name].ref, list(places)) for name, places in unit.rows.items()
+    }
     output = step.run(replace(work, unit=unit.key, identity=unit.identity, rows=rows))
     record = write_output(step, unit.identity, unit.size, output, work.store)
     record["usage"] = work.engines.take_usage()
@@ -109,7 +126,7 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
     counts: dict[str, int] = {}
     unknown = set(output.tables) - set(step.tables)
     assert not unknown, f"{step.name} wrote undeclared tables {sorted(unknown)}"
-    quarantine = [_quarantined(failed, identity) for failed in output.failed]
+    quarantine = _quarantined(output.failed, identity)
     named = [(name, schema, output.tables.get(name, [])) for name, schema in step.tables.items()]
     for name, schema, rows in [*named, (f"{step.name}_quarantine", QUARANTINE, quarantine)]:
         table = to_table(rows, schema)
@@ -127,15 +144,24 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
     }
 
 
-def _quarantined(failed: Failed, unit: str) -> dict[str, Any]:
-    return {
-        "id": row_id(failed.row, "quarantine", failed.reason),
-        "parent_id": failed.row,
-        "group_id": failed.group_id,
-        "reason": failed.reason,
-        "raw": failed.raw[:20_000],
-        "unit": unit,
-    }
+def _quarantined(failed: list[Failed], unit: str) -> list[dict[str, Any]]:
+    """Failed rows as quarantine rows. A row may fail several times for one reason: they are numbered."""
+    times: Counter[tuple[str, str]] = Counter()
+    rows = []
+    for one in failed:
+        number = times[one.row, one.reason]
+        times[one.row, one.reason] += 1
+        rows.append(
+            {
+                "id": row_id(one.row, "quarantine", [one.reason, number]),
+                "parent_id": one.row,
+                "group_id": one.group_id,
+                "reason": one.reason,
+                "raw": one.raw[:20_000],
+                "unit": unit,
+            }
+        )
+    return rows
 
 
 def to_table(rows: pa.Table | list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
