@@ -42,12 +42,15 @@ class _Write:
 
 
 class KVPool:
-    """Storage for `slots` streams; the `past_key_values` of a decoder's forward step."""
+    """Storage for `slots` streams; the `past_key_values` of a decoder's forward step.
+
+    `capacity` positions each are reserved at first; it grows by half as streams outgrow it.
+    """
 
     is_compileable = False
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, capacity: int = FIRST_CAPACITY) -> None:
+        self.slots, self.capacity = slots, capacity
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._write = _Write([0], [0], [0])
@@ -66,7 +69,7 @@ class KVPool:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores the step's [B, H, T, D]; returns each stream's whole past [B, H, reach, D]."""
         if layer_idx == len(self._keys):
-            shape = (self.slots, keys.shape[1], FIRST_CAPACITY)
+            shape = (self.slots, keys.shape[1], self.capacity)
             self._keys.append(keys.new_zeros(*shape, keys.shape[3]))
             self._values.append(values.new_zeros(*shape, values.shape[3]))
         both = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from synth.errors import BadInput
-from train.kv_pool import KVPool, pooled
+from train.kv_pool import FIRST_CAPACITY, KVPool, pooled
 from train.stream_model import StreamGuard
 
 ROLES = {"user": ("query_", "query_risk_level_map", "query_category_map")}
@@ -57,11 +57,11 @@ def stream_moderate_from_ids(
 
 
 class StreamBatch:
-    """Up to `slots` independent streams that share forward steps."""
+    """Up to `slots` independent streams that share forward steps; `capacity` as in KVPool."""
 
-    def __init__(self, guard: StreamGuard, slots: int) -> None:
+    def __init__(self, guard: StreamGuard, slots: int, capacity: int = FIRST_CAPACITY) -> None:
         self.guard = guard
-        self.pool = KVPool(slots)
+        self.pool = KVPool(slots, capacity)
         self._free = list(range(slots))
 
     def open(self) -> StreamState:
