@@ -1,18 +1,28 @@
 """Noise out of the labels with a cross-fitted teacher (METHOD.md §4).
 
-The rows are split by group into folds (two in the report); a teacher trained on the others relabels each
-fold. What its probabilities change is decided by stated rules, after confident learning (Northcutt, Jiang
-& Chuang 2021): the threshold of a class is the teacher's mean probability of it over the rows that carry
-its label, so that classes in which the teacher is generally less sure are not all suspect. With y the
-given label and j the most probable other class that reaches its own threshold:
+The rows are split by group into folds (two in the report); a teacher trained on the other folds judges
+each. How the labels went wrong is estimated beside it, as the rates T[true, given] with which a true class
+was given as another, so that for each row Bayes gives the probability of every true class from what the
+teacher and the given label say:
 
-* question: a row labelled by a person is never changed; where the rule would change it, it is put to people.
-* relabel to j when p(j) - p(y) >= `relabel_margin`.
-* drop when p(j) - p(y) >= `drop_margin`: the given label is doubted, the other not certain enough.
-* keep otherwise, and where no other class reaches its threshold.
+    q(true) ~ p_teacher(true | text) * T[true, given]
 
-Further rounds train on the labels so far, without the dropped rows, and judge the *original* labels anew,
-so that a change can be taken back. Every decision is recorded with old and new label, fold and probabilities.
+1. Round 1: the teacher learns the given labels. T comes from the confident joint (Northcutt, Jiang &
+   Chuang 2021): a row counts as truly of the most probable class that reaches its threshold, the teacher's
+   mean probability of that class over the rows labelled so; classes in which the teacher is generally less
+sure are not all suspect then. 2. Later rounds: the teacher learns the labels so far, without the dropped
+   rows, and T comes from the q of the round before (the M-step of Dawid & Skene, with the teacher in the
+   place of the other annotators). The *given* labels are judged anew each time, so a change can be taken
+   back.
+
+With w = 1 - q(given), the probability that the given label is wrong:
+
+* relabel to the most probable class when w > `relabel_at`;
+* drop when `drop_at` < w <= `relabel_at`: doubted, and no other label certain enough;
+* keep otherwise;
+* question: a row labelled by a person is never changed or dropped; where the rule would, it is put to people.
+
+Every decision is recorded with old and new label, fold and both probabilities.
 """
 
 from collections import Counter
@@ -23,27 +33,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from label.folds import Ints, fold_of, splits
+from synth.errors import BadInput
 
 Floats = NDArray[np.float64]
 FitPredict = Callable[[Ints, Ints, Ints], Floats]
 """(training rows, their labels, rows to predict) -> [m, classes] probabilities, a column per class."""
 
 KEEP, RELABEL, DROP, QUESTION = "keep", "relabel", "drop", "question"
+_KEPT, _DROPPED, _RELABELLED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Margins p(other) - p(given) from which a label is changed or doubted; teacher folds and rounds."""
+    """Probabilities of a wrong label above which it is replaced, or else dropped; the teacher's folds and rounds."""
 
-    relabel_margin: float = 0.4
-    drop_margin: float = 0.2
+    relabel_at: float = 0.5
+    drop_at: float = 0.3
     folds: int = 2
-    rounds: int = 1
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.relabel_at <= 1 or not 0 <= self.drop_at <= self.relabel_at:
+            raise BadInput(
+                f"distill: need 0 <= drop_at {self.drop_at} <= relabel_at {self.relabel_at} in [0.5, 1]"
+            )
+        if self.folds < 2 or self.rounds < 1:
+            raise BadInput(f"distill: need 2 folds and 1 round or more, not {self.folds} and {self.rounds}")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row whose label the teacher does not share: a relabelled, dropped or questioned one."""
+    """One row whose label is doubted: relabelled, dropped or questioned. Probabilities are those of `q`."""
 
     id: str
     action: str
@@ -56,13 +76,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Distilled:
-    """Per row: label, action, fold, teacher's probabilities [n, S]; the changes; counts of the actions."""
+    """Per row: label, action, fold, and q [n, S]; the rates T [true, given]; the changes; counts of the actions."""
 
     labels: Ints
     actions: tuple[str, ...]
     fold: Ints
     probability: Floats
-    thresholds: Floats
+    rates: Floats
     changes: tuple[Change, ...]
     counts: dict[str, int]
 
@@ -75,15 +95,44 @@ def class_thresholds(labels: Ints, probability: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), 1.0)
 
 
-def decide(labels: Ints, probability: Floats, thresholds: Floats, rules: Rules) -> tuple[Ints, Ints]:
-    """(action code [n]: 0 keep, 1 drop, 2 relabel; the other class [n]) by the rules above, people aside."""
+def confident_rates(labels: Ints, probability: Floats) -> Floats:
+    """[S, S] T[true, given] from the confident joint, its margin over given labels that of all rows."""
+    classes = probability.shape[1]
+    reached = np.where(probability >= class_thresholds(labels, probability), probability, -1.0)
+    sure = reached.max(axis=1) >= 0
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (reached.argmax(axis=1)[sure], labels[sure]), 1.0)
+    given = np.bincount(labels, minlength=classes) / np.maximum(joint.sum(axis=0), 1.0)
+    return _by_row(joint * given)
+
+
+def posterior_rates(labels: Ints, posterior: Floats) -> Floats:
+    """[S, S] T[true, given] as the expected counts under the posterior of the true classes."""
+    joint = np.zeros((posterior.shape[1], posterior.shape[1]))
+    np.add.at(joint.T, labels, posterior)
+    return _by_row(joint)
+
+
+def _by_row(joint: Floats) -> Floats:
+    """Rows to sum 1, with one pseudo-row of every class whose label is right."""
+    smoothed = joint + np.eye(len(joint))
+    return smoothed / smoothed.sum(axis=1, keepdims=True)
+
+
+def true_class(labels: Ints, probability: Floats, rates: Floats) -> Floats:
+    """[n, S] q: the posterior of the true class from the teacher's probability and the given label."""
+    joint = np.maximum(probability, 1e-12) * rates[:, labels].T
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+def decide(labels: Ints, posterior: Floats, rules: Rules) -> tuple[Ints, Ints]:
+    """(code [n]: 0 keep, 1 drop, 2 relabel; the most probable other class [n]) by the rules above, people aside."""
     rows = np.arange(len(labels))
-    reached = np.where(probability >= thresholds, probability, -1.0)
-    reached[rows, labels] = -1.0
-    other = reached.argmax(axis=1)
-    margin = reached[rows, other] - probability[rows, labels]
-    code = np.where(margin >= rules.relabel_margin, 2, np.where(margin >= rules.drop_margin, 1, 0))
-    return np.where(reached[rows, other] < 0, 0, code), other
+    wrong = 1.0 - posterior[rows, labels]
+    others = posterior.copy()
+    others[rows, labels] = -1.0
+    code = np.where(wrong > rules.relabel_at, _RELABELLED, np.where(wrong > rules.drop_at, _DROPPED, _KEPT))
+    return code, others.argmax(axis=1)
 
 
 def distill(
@@ -100,14 +149,17 @@ def distill(
     given, by_people = np.asarray(labels, dtype=np.int64), np.asarray(human, dtype=bool)
     fold = fold_of(groups, rules.folds, seed, "distill")
     current, usable = given.copy(), np.ones(len(given), dtype=bool)
+    posterior: Floats | None = None
     for _ in range(rules.rounds):
-        probability = _cross_fit(current, usable, fold, fit_predict)
-        thresholds = class_thresholds(current[usable], probability[usable])
-        code, other = decide(given, probability, thresholds, rules)
-        current = np.where((code == 2) & ~by_people, other, given)
-        usable = (code != 1) | by_people
+        taught = _cross_fit(current, usable, fold, fit_predict)
+        rates = confident_rates(given, taught) if posterior is None else posterior_rates(given, posterior)
+        posterior = true_class(given, taught, rates)
+        code, other = decide(given, posterior, rules)
+        current = np.where((code == _RELABELLED) & ~by_people, other, given)
+        usable = (code != _DROPPED) | by_people
+    assert posterior is not None
     names = np.array([KEEP, DROP, RELABEL])[code]
-    actions = np.where((code > 0) & by_people, QUESTION, names)
+    actions = np.where((code != _KEPT) & by_people, QUESTION, names)
     changes = tuple(
         Change(
             id=ids[row],
@@ -115,13 +167,13 @@ def distill(
             old=int(given[row]),
             new=int(other[row]),
             fold=int(fold[row]),
-            probability_old=float(probability[row, given[row]]),
-            probability_new=float(probability[row, other[row]]),
+            probability_old=float(posterior[row, given[row]]),
+            probability_new=float(posterior[row, other[row]]),
         )
-        for row in map(int, np.flatnonzero(code > 0))
+        for row in map(int, np.flatnonzero(code != _KEPT))
     )
     counts = dict(sorted(Counter(actions.tolist()).items()))
-    return Distilled(current, tuple(actions.tolist()), fold, probability, thresholds, changes, counts)
+    return Distilled(current, tuple(actions.tolist()), fold, posterior, rates, changes, counts)
 
 
 def _cross_fit(labels: Ints, usable: NDArray[np.bool_], fold: Ints, fit_predict: FitPredict) -> Floats:

@@ -6,7 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from label.distill import DROP, KEEP, QUESTION, RELABEL, Rules, class_thresholds, decide, distill
+from label.distill import (
+    DROP,
+    KEEP,
+    QUESTION,
+    RELABEL,
+    Rules,
+    class_thresholds,
+    confident_rates,
+    decide,
+    distill,
+    posterior_rates,
+    true_class,
+)
 from synth.errors import BadInput
 
 
@@ -75,7 +87,8 @@ def test_every_change_is_recorded_and_nothing_else_changes():
         assert change.action == result.actions[row] != KEEP
         assert change.old == world.labels[row] != change.new
         assert change.fold == result.fold[row]
-        assert change.probability_new == result.probability[row, change.new] > change.probability_old
+        assert change.probability_new == result.probability[row, change.new]
+        assert change.probability_old == result.probability[row, change.old] < 0.7
         assert result.labels[row] == (change.new if change.action == RELABEL else change.old)
     assert sum(result.counts.values()) == len(world.ids)
 
@@ -90,11 +103,11 @@ def test_no_teacher_judges_a_group_it_saw():
 
 def test_a_second_round_trains_without_the_dropped_rows():
     world = World()
-    first = world.distill(rules=Rules(relabel_margin=2.0, drop_margin=0.2))
+    first = world.distill(rules=Rules(relabel_at=1.0, rounds=1))
     dropped = {row for row, action in enumerate(first.actions) if action == DROP}
     assert dropped
     world.fits.clear()
-    world.distill(rules=Rules(relabel_margin=2.0, drop_margin=0.2, rounds=2))
+    world.distill(rules=Rules(relabel_at=1.0, rounds=2))
     assert all(not dropped & set(train.tolist()) for train, _ in world.fits[2:])
 
 
@@ -102,24 +115,49 @@ def test_a_second_round_trains_without_the_dropped_rows():
 @settings(max_examples=80, deadline=None)
 def test_the_rule_is_what_it_says(seed):
     rng = np.random.default_rng(seed)
-    probability, labels = rng.dirichlet(np.ones(3), 20), rng.integers(0, 3, 20)
-    rules = Rules(relabel_margin=0.5, drop_margin=0.2)
-    thresholds = class_thresholds(labels, probability)
-    code, other = decide(labels, probability, thresholds, rules)
+    probability, labels, rates = (
+        rng.dirichlet(np.ones(3), 20),
+        rng.integers(0, 3, 20),
+        rng.dirichlet(np.ones(3), 3),
+    )
+    posterior = true_class(labels, probability, rates)
+    code, other = decide(labels, posterior, Rules(relabel_at=0.6, drop_at=0.3))
     for row in range(20):
-        able = [j for j in range(3) if j != labels[row] and probability[row, j] >= thresholds[j]]
-        best = max(able, key=lambda j: probability[row, j], default=None)
-        margin = -1.0 if best is None else probability[row, best] - probability[row, labels[row]]
-        assert code[row] == (2 if margin >= 0.5 else 1 if margin >= 0.2 else 0)
-        assert best is None or other[row] == best
+        joint = [probability[row, true] * rates[true, labels[row]] for true in range(3)]
+        wrong = 1 - joint[labels[row]] / sum(joint)
+        assert code[row] == (2 if wrong > 0.6 else 1 if wrong > 0.3 else 0)
+        assert joint[other[row]] == max(joint[true] for true in range(3) if true != labels[row])
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=80, deadline=None)
+def test_rates_are_distributions_over_given_labels(seed):
+    rng = np.random.default_rng(seed)
+    probability, labels = rng.dirichlet(np.ones(3), 30), rng.integers(0, 2, 30)
+    for rates in (confident_rates(labels, probability), posterior_rates(labels, probability)):
+        np.testing.assert_allclose(rates.sum(axis=1), 1.0)
+        assert (rates >= 0).all()
+
+
+def test_the_noise_rates_are_found():
+    world = World(noise=0.2, rows=2000)
+    result = world.distill(rules=Rules(folds=4))
+    off_diagonal = result.rates[~np.eye(3, dtype=bool)]
+    assert np.abs(off_diagonal - 0.1).max() < 0.06
 
 
 def test_a_class_without_rows_is_never_proposed():
-    probability = np.array([[0.1, 0.9], [0.1, 0.9]])
-    labels = np.array([0, 0])
-    thresholds = class_thresholds(labels, probability)
-    assert thresholds.tolist() == pytest.approx([0.1, 1.0])
-    assert decide(labels, probability, thresholds, Rules())[0].tolist() == [0, 0]
+    probability = np.array([[0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.3, 0.7, 0.0]])
+    labels = np.array([0, 1, 0])
+    assert class_thresholds(labels, probability).tolist() == pytest.approx([0.45, 0.6, 1.0])
+    posterior = true_class(labels, probability, confident_rates(labels, probability))
+    assert (decide(labels, posterior, Rules())[1] != 2).all()
+
+
+def test_rules_that_contradict_themselves_are_refused():
+    for wrong in ({"relabel_at": 0.4}, {"drop_at": 0.6}, {"folds": 1}, {"rounds": 0}):
+        with pytest.raises(BadInput, match="distill"):
+            Rules(**wrong)
 
 
 def test_a_teacher_that_answers_nonsense_is_an_error_and_one_group_is_bad_input():
