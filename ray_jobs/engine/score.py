@@ -63,7 +63,7 @@ def _log_probabilities(
         lm, lm.tensor([[ids[-1]] for ids in prompts]), lm.tensor([len(p) - 1 for p in prompts])
     )
     logs = [
-        [float(first_BV[row, 0, ending[0]]) for ending in endings]
+        first_BV[row, 0, [ending[0] for ending in endings]].tolist()
         for row, (_, _, endings) in enumerate(batch)
     ]
     for k in range(max(len(endings) for _, _, endings in batch)):
@@ -79,7 +79,8 @@ def _log_probabilities(
             log_BQV = _log_softmax(lm, token_BQ, start_B, low)
             for row, ending in enumerate(part):
                 if k < len(logs[low + row]):
-                    logs[low + row][k] += sum(float(log_BQV[row, q, t]) for q, t in enumerate(ending[1:]))
+                    picked = log_BQV[row, list(range(len(ending) - 1)), ending[1:]]
+                    logs[low + row][k] += float(picked.sum())
     return logs
 
 
