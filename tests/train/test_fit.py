@@ -127,6 +127,18 @@ def test_gen_learns_under_every_zero_stage_and_reloads(llama, tmp_path, zero_sta
     assert changed and all(name.startswith(("model.layers.2.", "model.norm.")) for name in changed)
 
 
+@pytest.mark.parametrize("guard", ["gen", "stream"])
+def test_bfloat16_training_saves_bfloat16(llama, tmp_path, guard):
+    if guard == "gen":
+        task, examples = GenTask(gen_config(llama, bf16=True)), gen_examples(12)
+    else:
+        task, examples = StreamTask(stream_config(llama, bf16=True, train_layers=1)), stream_examples(12)
+    about = train(task, {"guard": examples}, tmp_path)
+    assert about["losses"][-1] < about["losses"][0]
+    tensors = load_file(tmp_path / "guard" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
 def test_every_zero_stage_ends_at_the_same_weights(llama, tmp_path):
     losses = [
         train(
