@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 NGRAM, THRESHOLD, PERMUTATIONS = 3, 0.7, 128
+AT_START = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # some systems hand the parent's on
 
 
 def shingles(text: str) -> set[str]:
@@ -209,7 +210,8 @@ def peak() -> float:
     """The greatest resident memory of this process or a child, in MB (a parent's does not count)."""
     status = Path("/proc/self/status").read_text()
     own = int(re.search(r"VmHWM:\s+(\d+)", status).group(1))
-    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, children if children > AT_START else 0) / 1024
 
 
 def main() -> None:

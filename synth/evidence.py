@@ -8,7 +8,7 @@ figures).
 from dataclasses import dataclass
 
 from synth.language import Language
-from synth.lexicon import Lexicon, abroad, international, lexicon, looks
+from synth.lexicon import TERMS, Lexicon, abroad, international, lexicon, looks
 from synth.scripts import SPACELESS
 
 COPY = 0.8  # a word of the source, known to this language
@@ -56,15 +56,53 @@ class Sides:
     target: Language
     home: frozenset[str]
     known: Lexicon
+    stems: frozenset[str] = frozenset()  # long lower-case words of the source
+
+
+def _native_ending(key: str, sides: Sides) -> bool:
+    """Whether a word that nobody uses is one of the source's (or its stem, without an e) with another
+    ending."""
+    for size in range(max(5, len(key) - 4), len(key)):
+        stem = key[:size]
+        if (stem in sides.stems or stem + "e" in sides.stems) and not international(stem):
+            stem = stem if stem in sides.stems else stem + "e"
+            return lexicon("en").zipf(stem) - sides.known.zipf(stem) >= COPY
+    return False
+
+
+def _chinese(word: Word, target: Language) -> bool:
+    """Whether characters in a Japanese text are such as only Chinese uses: Japanese encodings lack them."""
+    if target.base != "ja" or word.script != "Han":
+        return False
+    try:
+        word.key.encode("cp932")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def judge(plain: str, word: Word, copied: int, with_source: bool, sides: Sides) -> Evidence:
     """The evidence of a word; copied: the length of the run it shares with the source, 0 for none."""
     if word.script not in sides.home:
         return _other_script(plain, word, copied, with_source, sides)
-    if word.script in SPACELESS or len(word.key) < 2 or (not copied and international(word.key)):
+    if _chinese(word, sides.target):
+        return Evidence(1.5, "zh", "script")
+    if (
+        word.script in SPACELESS
+        or len(word.key) < 2
+        or word.key in TERMS
+        or (not copied and international(word.key))
+    ):
         return CLEAR
     own = sides.known.zipf(word.key)
+    if (
+        not copied
+        and sides.stems
+        and not word.capital
+        and own <= sides.known.floor
+        and _native_ending(word.key, sides)
+    ):
+        return Evidence(1.0, "", "stem")
     gain, where = _abroad(word, own, sides)
     if copied:
         english = lexicon("en").zipf(word.key)

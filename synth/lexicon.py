@@ -123,10 +123,93 @@ def lexicon(code: str) -> Lexicon:
     return Lexicon(code, (own, *relatives), 1.0 if len(own) > 100_000 else 2.2)
 
 
+# words of the net younger than the lists or rarer than they reach, which most languages take over as they are
+TERMS = frozenset(
+    [
+        "app",
+        "apps",
+        "avatar",
+        "backdoor",
+        "bitcoin",
+        "bitcoins",
+        "blockchain",
+        "blog",
+        "blogger",
+        "blogs",
+        "bot",
+        "botnet",
+        "botnets",
+        "bots",
+        "browser",
+        "chat",
+        "chatbot",
+        "cookie",
+        "cookies",
+        "crypto",
+        "cyber",
+        "cyberbullying",
+        "darknet",
+        "darkweb",
+        "deepfake",
+        "deepfakes",
+        "doxing",
+        "doxxing",
+        "drone",
+        "email",
+        "emails",
+        "emoji",
+        "emojis",
+        "e-mail",
+        "gif",
+        "hashtag",
+        "hashtags",
+        "influencer",
+        "influencers",
+        "internet",
+        "keylogger",
+        "laptop",
+        "livestream",
+        "login",
+        "malware",
+        "meme",
+        "memes",
+        "online",
+        "pdf",
+        "phishing",
+        "pixel",
+        "podcast",
+        "podcasts",
+        "ransomware",
+        "rootkit",
+        "selfie",
+        "selfies",
+        "sexting",
+        "smartphone",
+        "smartphones",
+        "spam",
+        "spyware",
+        "swatting",
+        "trojan",
+        "trojans",
+        "troll",
+        "trolls",
+        "vlog",
+        "vlogger",
+        "vpn",
+        "web",
+        "webcam",
+        "wifi",
+        "wi-fi",
+        "zero-day",
+    ]
+)
+
+
 @cache
 def international(word: str) -> bool:
-    """Whether at least seven languages use a word about as much as the one that uses it most ("web",
-    "virus")."""
+    """Whether at least seven languages use a word about as much as the one that uses it most ("virus")."""
+    if word in TERMS:
+        return True
     entries = abroad(word)
     most = max((zipf for _, zipf in entries), default=0.0)
     return sum(zipf >= most - 0.8 for _, zipf in entries) >= 7

@@ -5,8 +5,9 @@ is not written in is foreign by `script`. For every other word (scripts with spa
 much more common it is in another language than in this one (lexicon.py): - a word that stands in the source
 too is a `copy` unless this language uses it nearly as much as the source's does
   (loan words, cognates) or it is a name; so are three words in a row that stand so in the source;
-- other words are `word`s of another language if the difference is large; in a run the differences add up.
-Names (capitalised inside a sentence) count only inside a foreign run.
+- a word that no list has and that begins with a source word (a foreign stem with a native ending) is a
+`stem`; - other words are `word`s of another language if the difference is large; in a run the differences add
+up. Names (capitalised inside a sentence) count only inside a foreign run.
 
 A whole text in another script than its language's (Hindi in Latin letters) is no mixture, nor is Serbian in
 either of its scripts, a kanji run in Japanese, a Persian letter in Arabic or a gloss in Chinese characters
@@ -71,11 +72,15 @@ def mixing(
     known = words or lexicon(target.base)
     if next(iter(shares), "") == "Latin" and not home & set(shares) and not _english(found):
         home, known = frozenset({"Latin"}), Lexicon(target.base, ({},), ROMANISED)
-    sides = Sides(target, home, known)
-    copied, kept = {}, set()
+    copied: dict[int, int] = {}
+    kept: set[str] = set()
+    stems: frozenset[str] = frozenset()
     if source:
-        copied = _copied(found, words_of(blanked(source)))
+        theirs = words_of(blanked(source))
+        copied = _copied(found, theirs)
+        stems = frozenset(word.key for word in theirs if len(word.key) >= 5 and not word.capital)
         kept = _quoted(source) & _quoted(text)
+    sides = Sides(target, home, known, stems)
     scores = [
         Evidence(0.0)
         if word.key in kept

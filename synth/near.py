@@ -98,23 +98,27 @@ def sign(texts: pa.Array, config: DedupConfig, threads: int = 2) -> Signed:
     )
 
 
+def set_keys(shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
+    """(rows that have tokens, a hash of each one's own set): size, n and the 64-bit sum of the set's
+    hashes."""
+    mine = np.flatnonzero(shingles.own)
+    running = np.zeros(len(shingles.hashes) + 1, dtype=np.uint64)
+    np.cumsum(shingles.hashes, out=running[1:])
+    sums = running[shingles.offsets[mine + 1]] - running[shingles.offsets[mine]]
+    size = (shingles.offsets[mine + 1] - shingles.offsets[mine]).astype(np.uint64)
+    return shingles.row[mine], mix(sums + mix(size * np.uint64(64) + shingles.n[mine].astype(np.uint64)))
+
+
 def copies(shingles: Shingles, label: np.ndarray) -> np.ndarray:
     """For every row the first row of the same shingle set and label (itself if none), int64 [rows].
 
-    Sets are compared by size and the 64-bit sum of their hashes. Rows without tokens stand for themselves.
+    Rows without tokens stand for themselves.
     """
     first = np.arange(len(shingles.tokens), dtype=np.int64)
-    mine = np.flatnonzero(shingles.own)
-    if not len(mine):
+    row, key = set_keys(shingles)
+    if not len(row):
         return first
-    running = np.zeros(len(shingles.hashes) + 1, dtype=np.uint64)
-    np.cumsum(shingles.hashes, out=running[1:])
-    sums = (running[shingles.offsets[1:]] - running[shingles.offsets[:-1]])[mine]
-    row = shingles.row[mine]
-    size = np.diff(shingles.offsets)[mine].astype(np.uint64) * np.uint64(64) + shingles.n[mine].astype(
-        np.uint64
-    )
-    key = mix(sums + mix(size)) + mix(label[row].astype(np.int64).view(np.uint64))
+    key = key + mix(label[row].astype(np.int64).view(np.uint64))
     order = np.lexsort((row, key))
     heads = np.concatenate([[True], key[order][1:] != key[order][:-1]])
     first[row[order]] = row[order][heads][np.cumsum(heads) - 1]

@@ -21,6 +21,7 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 LADDER = ((0, 1), (5, 2), (16, 3), (48, 5))  # from this many tokens on, this n
 BATCH_BYTES = 1 << 18  # the batch's 64-bit arrays then stay in a core's cache
@@ -138,41 +139,40 @@ def as_text(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _code_points(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Code points of all texts end to end, and the offset of each text in them."""
-    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    data = memoryview(texts.buffers()[2] or b"")[offsets[0] : offsets[-1]]
-    raw = np.frombuffer(data, dtype=np.uint8)
-    offsets = offsets - offsets[0]
-    if not len(raw) or raw.max() < 0x80:
-        return raw, offsets
-    whole = bytes(data).decode("utf-8")
+    """Code points of all texts, a line feed after each, and the offset of each text in them."""
+    lines = pc.binary_join_element_wise(texts, *(pa.scalar(end, texts.type) for end in ("", "\n")))
+    offsets = np.frombuffer(lines.buffers()[1], dtype=np.int64)[: len(texts) + 1]
+    raw = np.frombuffer(lines.buffers()[2], dtype=np.uint8)[: offsets[-1]]
+    if raw.max() < 0x80:
+        return raw.astype(np.intp), offsets
+    whole = raw.tobytes().decode("utf-8")
     if not unicodedata.is_normalized("NFKC", whole):
-        rows = [unicodedata.normalize("NFKC", text) for text in texts.to_pylist()]
-        offsets = starts_of(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
-        return np.frombuffer("".join(rows).encode("utf-32-le"), dtype=np.uint32), offsets
-    heads = starts_of((raw & 0xC0) != 0x80)
-    return np.frombuffer(whole.encode("utf-32-le"), dtype=np.uint32), heads[offsets]
+        rows = [unicodedata.normalize("NFKC", text) + "\n" for text in texts.to_pylist()]
+        offsets, whole = (
+            starts_of(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))),
+            "".join(rows),
+        )
+    else:
+        offsets = starts_of((raw & 0xC0) != 0x80)[offsets]
+    return np.frombuffer(whole.encode("utf-32-le"), dtype=np.uint32).astype(np.intp), offsets
 
 
 def token_hashes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Token hashes (uint64) of all texts end to end, and their offsets [len(texts) + 1]; input as `as_text`
-    gives."""
+    """Token hashes (uint64) of all texts, end to end, and their offsets [len(texts) + 1]; input as `as_text`'s."""
+    if not len(texts):
+        return np.empty(0, np.uint64), np.zeros(1, np.int64)
     points, offsets = _code_points(texts)
-    if not len(points):
-        return np.empty(0, np.uint64), np.zeros(len(texts) + 1, np.int64)
     kind_table, value_table = _tables()
     kinds = kind_table[points]
-    word = kinds == WORD
-    fresh = np.ones(len(points) + 1, dtype=bool)  # no word runs on from the code point before
-    fresh[1:-1] = ~word[:-1]
-    inner = offsets[(offsets > 0) & (offsets < len(points))]
-    fresh[inner] = True
-    alone = kinds == ALONE
-    starts = np.flatnonzero((word & fresh[:-1]) | alone)
-    after = np.ones(len(points), dtype=bool)  # no word runs on into the next code point
-    after[:-1] = ~word[1:]
-    after[inner - 1] = True
-    ends = np.flatnonzero((word & after) | alone) + 1
+    word = np.zeros(len(points) + 1, dtype=np.int8)
+    np.equal(kinds, WORD, out=word[1:].view(bool))
+    edges = np.diff(word)  # 1 where a word begins, -1 behind its end; every text ends in a separator
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if kinds.max() == ALONE:
+        alone = np.flatnonzero(kinds == ALONE)
+        starts, ends = np.concatenate([starts, alone]), np.concatenate([ends, alone + 1])
+        order = np.argsort(starts)
+        starts, ends = starts[order], ends[order]
     running = np.zeros(len(points) + 1, dtype=np.uint64)
     np.cumsum(value_table[points] * _powers(_BASE, len(points)), out=running[1:])
     hashes = (running[ends] - running[starts]) * _powers(_INVERSE, len(points))[starts]

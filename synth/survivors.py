@@ -54,15 +54,19 @@ class Rows:
     repeats: tuple[np.ndarray, np.ndarray, pa.Array]
 
 
-def read_rows(table: pa.Table, config: DedupConfig, names: tuple[str, str, str, str]) -> Rows:
-    """Read and order the columns named (text, label, pair, priority); all but `id` and text may be
-    missing."""
+def plain_columns(table: pa.Table, names: tuple[str, str, str, str]) -> dict[str, pa.Array]:
+    """id, text, label, pair and source as strings; all but `id` and text may be missing. Raises BadInput."""
     columns = dict(zip(NAMES, (_column(table, name) for name in ("id", *names)), strict=True))
     for name, column in (("id", columns["id"]), (names[0], columns["text"])):
         if column is None:
             raise BadInput(f"dedup: no column '{name}' (columns: {', '.join(table.column_names)})")
     plain = {k: pa.nulls(len(table), pa.large_string()) if c is None else c for k, c in columns.items()}
-    plain |= {"id": as_text(plain["id"]), "text": as_text(plain["text"])}
+    return plain | {"id": as_text(plain["id"]), "text": as_text(plain["text"])}
+
+
+def read_rows(table: pa.Table, config: DedupConfig, names: tuple[str, str, str, str]) -> Rows:
+    """Read and order the columns named (text, label, pair, priority), see `plain_columns`."""
+    plain = plain_columns(table, names)
     position = pc.sort_indices(plain["id"]).to_numpy().astype(np.int64)
     heads = _heads(plain["id"].take(position))
     if not heads.all():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from synth.dedup import DedupConfig, deduplicate, signatures
 from synth.errors import BadInput
+from synth.lsh import components, star_round
 from synth.shingles import LADDER
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -246,3 +247,18 @@ def test_wrong_use_is_one_sentence():
         deduplicate(table(["a"]), text="prompt")
     with pytest.raises(BadInput, match="threshold"):
         DedupConfig(threshold=1.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
+def test_rounds_of_stars_reach_the_components(edges):
+    edges = [(a, b) for a, b in edges if a != b]
+    ends = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    expected = components(31, ends[0], ends[1])
+    node, root = ends
+    for _ in range(20):
+        node, root = star_round(np.concatenate([node, root]), np.concatenate([root, node]), small=False)
+        node, root = np.unique(np.stack(star_round(node, root, small=True)), axis=1)
+    found = np.arange(31)
+    found[node] = root
+    assert found.tolist() == expected.tolist()

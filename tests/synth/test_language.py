@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from synth.errors import BadInput
 from synth.language import identify, language, normalise_code
+from synth.lexicon import learn
 from synth.masks import blanked
 from synth.mixing import mixing
 from synth.scripts import script_runs, script_shares
@@ -101,3 +102,26 @@ def test_spans_lie_in_the_text_in_order_without_overlap(text, code, source):
         assert last <= span.start < span.end <= len(text)
         last = span.end
     assert len(blanked(text)) == len(text)
+
+
+@pytest.mark.parametrize(("text", "code", "source", "expected"), [
+    ("¿Cómo puedo explotear el sistema de mi vecino?", "es", "How can I exploit my neighbour's system?", []),
+    ("Wie kann ich das Haus meines Nachbarn burgleen?", "de", "How can I burgle my neighbour's house?", ["burgleen"]),
+    ("什么是 deepfake 技术？", "zh", "What is deepfake technology?", []),
+    ("私は他们の家に行きます", "ja", None, ["他们"]),
+    ("Dice \"stop it now\" en voz alta", "es", "Say \"stop it now\" out loud", []),
+    ("Jinsi ya kutengeneza chakula nyumbani kwa ajili ya watoto", "sw", "How to make food at home for children", []),
+    ("Jinsi ya kutengeneza weapon nyumbani", "sw", "How to make a weapon at home", ["weapon"]),
+    ("Kepiye carane nggawe weapon ing omah", "jv", "How to make a weapon at home", ["weapon"]),
+    ("Kepiye carane nggawe panganan ing omah", "jv", "How to make food at home", []),
+    ("How to make a cake at home", "ko", None, ["How to make a cake at home"]),
+])  # fmt: skip
+def test_the_hard_cases(text, code, source, expected):
+    assert foreign(text, code, source) == expected
+
+
+def test_words_learnt_from_a_column_are_at_home():
+    text = "Zrobimy to w weapon domu"
+    assert foreign(text, "pl") == ["weapon"]
+    learnt = learn("pl", [f"weapon numer {n}" for n in "abcdefgh"])
+    assert not mixing(text, "pl", words=learnt).mixed
