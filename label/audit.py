@@ -80,16 +80,18 @@ def audit(
     target_f1: float = 0.9,
     target_precision: float = 0.9,
     seed: int = 0,
+    repeats: int = 2,
 ) -> dict[str, Any]:
     """A JSON-able report on voters and combination.
 
     slices: attribute name -> its value per gold row (language, category, …), for confusions by slice.
     costs: voter -> cost per row in any unit, repeated beside what the voter adds.
+    repeats: cross-validations by which every outer fold chooses its combiner.
     """
     flags = np.asarray(violating, dtype=bool)
     votes, truth = votes_of(ballots.severity), flags[gold.labels]
     weights = _resamples(gold.groups, seed)
-    labels, confidence, abstain = _held_out_combination(ballots, gold, flags, target_precision, seed)
+    labels, confidence, abstain = _held_out_combination(ballots, gold, flags, target_precision, seed, repeats)
     combined = _f1_samples(truth, flags[labels], weights)
     majority = flags[Majority().posterior(ballots.severity).argmax(axis=1)]
     single = {name: (votes[:, at] >= 0) & flags[votes[:, at]] for at, name in enumerate(ballots.voters)}
@@ -128,7 +130,7 @@ def _f1_of(truth: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
 
 
 def _held_out_combination(
-    ballots: Ballots, gold: Gold, flags: NDArray[np.bool_], target_precision: float, seed: int
+    ballots: Ballots, gold: Gold, flags: NDArray[np.bool_], target_precision: float, seed: int, repeats: int
 ) -> tuple[Ints, Floats, NDArray[np.bool_]]:
     """(labels, confidence, abstain) of every gold row by a combiner fitted on other groups only."""
     labels, confidence = np.zeros(len(gold.labels), dtype=np.int64), np.zeros(len(gold.labels))
@@ -139,7 +141,7 @@ def _held_out_combination(
         )
         one_group = len(set(inner.groups)) < 2
         fitted = fit_combiner(
-            ballots.take(train), None if one_group else inner, flags.tolist(), target_precision, 2, seed
+            ballots.take(train), None if one_group else inner, flags.tolist(), target_precision, repeats, seed
         )
         labels[test], confidence[test], abstain[test] = combine(fitted, ballots.take(test))
     return labels, confidence, abstain

@@ -28,10 +28,12 @@ COMBINER = table_schema(
 
 @dataclass(frozen=True)
 class CombinerConfig:
-    """`target_precision` sets the abstain band; the run warns when F1 on gold is under `target_f1`."""
+    """`target_precision` sets the abstain band; the run warns when F1 on gold is under `target_f1`; `repeats` is how
+    often the combiners are compared by cross-validation."""
 
     target_precision: float = 0.9
     target_f1: float = 0.9
+    repeats: int = 2
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -94,7 +96,9 @@ def fit_side(
     if here:
         groups, labels = [row["group_id"] for row in here], [row["severity"] for row in here]
         gold = check_gold(ids, groups, labels, policy.severity_names, violating, source=policy.gold)
-    combiner = fit_combiner(stacked, gold, violating, work.config.target_precision, seed=work.seed)
+    combiner = fit_combiner(
+        stacked, gold, violating, work.config.target_precision, work.config.repeats, work.seed
+    )
     checked = (
         audit(
             stacked,
@@ -103,6 +107,7 @@ def fit_side(
             slices={"language": [row["language"] for row in here]},
             target_f1=work.config.target_f1,
             target_precision=work.config.target_precision,
+            repeats=work.config.repeats,
             seed=work.seed,
         )
         if gold

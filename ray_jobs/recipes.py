@@ -89,7 +89,12 @@ def local() -> Recipe:
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
         },
         translations=TranslationsConfig(program=apertium_version()),
-        responses=ResponsesConfig(share=0.4, sampling=Sampling(max_tokens=40, temperature=0.8)),
+        gold=GoldConfig(limit=420),
+        prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2),
+        responses=ResponsesConfig(share=0.12, sampling=Sampling(max_tokens=40, temperature=0.8)),
+        voters=VotersConfig(written=600),
+        votes=VotesConfig(people=False),
+        gen_guard=GuardConfig(rows=400),
         token_labels=TokenLabelsConfig(
             Plan(k=4), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),
@@ -110,6 +115,7 @@ def tiny() -> Recipe:
         gold=GoldConfig(limit=120),
         prompts=PromptsConfig(self_instruct=1, keyword=1, rounds=1),
         responses=replace(recipe.responses, share=0.3, sampling=Sampling(max_tokens=16, temperature=0.8)),
+        combiner=CombinerConfig(repeats=1),
         voters=VotersConfig(folds=3, features=("embed", "char_ngrams")),
         gen_guard=GuardConfig(rows=48, epochs=1),
         token_labels=TokenLabelsConfig(

@@ -46,10 +46,12 @@ FEATURE_ROLES = {"embed": "embedder", "hidden": "hidden", "char_ngrams": ""}
 
 @dataclass(frozen=True)
 class VotersConfig:
-    """`features` of the heads to fit, one voter each; `folds` for the out-of-fold ballots."""
+    """`features` of the heads to fit, one voter each; `folds` for the out-of-fold ballots; `written` bounds the written
+    rows that are fitted on beside the gold rows (0: all)."""
 
     features: tuple[str, ...] = ("embed", "hidden", "char_ngrams")
     folds: int = 5
+    written: int = 0
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -172,6 +174,9 @@ def run(work: Work) -> Output:
     written = written_items(
         work.read("seeds").to_pylist(), work.read("written_responses").to_pylist(), work.policy.mildest
     )
+    if work.config.written:
+        order = sorted(written, key=lambda item: stable_hash(work.seed, item.id))
+        written = order[: work.config.written]
     ballots: list[dict[str, Any]] = []
     checkpoints: list[dict[str, Any]] = []
     for features in work.config.features:

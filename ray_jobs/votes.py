@@ -47,9 +47,11 @@ SAMPLE = table_schema(SAMPLE_FIELDS)
 
 @dataclass(frozen=True)
 class VotesConfig:
-    """`category_threshold`: the probability at which a voter names a category."""
+    """`category_threshold`: the probability at which a voter names a category. `people`: ask the voters about rows
+    that people labelled too, as evidence; their label stands in any case."""
 
     category_threshold: float = 0.5
+    people: bool = True
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -78,7 +80,8 @@ def run(work: Work) -> Output:
     rows += [sample_row(row, "response") for row in unit_rows(work, "responses")]
     voters = voter_roles(work)
     failed: list[Failed] = []
-    ballots = ask_voters(work, rows, voters, failed)
+    asked = [row for row in rows if work.config.people or not row["human"]]
+    ballots = ask_voters(work, asked, voters, failed)
     combiners = read_combiners(work)
     for side in work.policy.sides:
         here = [row for row in rows if row["side"] == side]
