@@ -19,7 +19,8 @@ ONSET_BINS = ("Ahead", "Hit", "1-32", "33-64", "65-128", "129-256", ">256", "Saf
 
 @dataclass(frozen=True)
 class Score:
-    """Of the violating class: rows, violating rows, precision, recall, F1, and F1's 95 % interval."""
+    """Of the violating class: rows, violating rows, precision, recall, F1, and F1's 95 % interval. `macro_f1` is the
+    mean of both classes' F1: where most rows violate, calling every row violating has a high F1 and a low macro F1."""
 
     rows: int
     violating: int
@@ -28,6 +29,7 @@ class Score:
     f1: float
     low: float
     high: float
+    macro_f1: float
 
 
 def violations(policy: Policy, severities: Sequence[str], reading: str) -> NDArray[np.bool_]:
@@ -47,7 +49,7 @@ def score(
     precision, recall = both / max(said, 1), both / max(true, 1)
     f1 = 2 * both / max(said + true, 1)
     if not len(truth):
-        return Score(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Score(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1 / len(names)), resamples
@@ -55,7 +57,9 @@ def score(
     weights = draws[:, index]
     sampled = 2 * (weights @ (truth & flagged)) / np.maximum(weights @ truth + weights @ flagged, 1)
     low, high = np.percentile(sampled, [2.5, 97.5])
-    return Score(len(truth), true, precision, recall, f1, float(low), float(high))
+    calm = int((~truth & ~flagged).sum())
+    other = 2 * calm / max(2 * len(truth) - said - true, 1)
+    return Score(len(truth), true, precision, recall, f1, float(low), float(high), (f1 + other) / 2)
 
 
 def debounced(flags: Sequence[bool] | NDArray[np.bool_]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 
 from ray_jobs.cli import print_json
@@ -15,6 +16,8 @@ def ls(options: argparse.Namespace) -> None:
     if options.json:
         print_json([summary(version) for version in versions])
         return
+    if not versions:
+        print(f"no tables under {store.root}", file=sys.stderr)
     for version in versions:
         tags = f" [{', '.join(version.tags)}]" if version.tags else ""
         print(

@@ -16,8 +16,11 @@ from synth.errors import BadInput
 def moderate(options: argparse.Namespace) -> None:
     """Print the query's verdict, then a line per token: text, risk, category, and whether the answer is flagged."""
     conversations = list(given(options))
+    from transformers.utils import logging
+
     from train.stream_score import load_guard
 
+    logging.disable_progress_bar()
     guard, tokenizer = load_guard(checkpoint_folder(options))
     for turns in conversations:
         for line in verdicts(guard, tokenizer, turns, options.reading):

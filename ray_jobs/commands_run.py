@@ -58,7 +58,8 @@ def summary(store: Store, versions: dict) -> list[str]:  # type: ignore[type-arg
         for row in sorted(rows, key=lambda row: (row["side"], row["reading"], -row["f1"])):
             lines.append(
                 f"  {row['side']:<9} {row['reading']:<7} {row['system']:<22} {row['f1']:.3f} "
-                f"[{row['low']:.3f}, {row['high']:.3f}]  {row['rows']} rows, {row['violating']} violating"
+                f"[{row['low']:.3f}, {row['high']:.3f}], macro F1 {row['macro_f1']:.3f}  "
+                f"({row['rows']} rows, {row['violating']} violating)"
             )
     if "report" in versions:
         row = store.read(versions["report"].ref).to_pylist()[0]

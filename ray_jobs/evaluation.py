@@ -29,7 +29,7 @@ EVALUATION = table_schema(
         pa.field("reading", pa.string()),
         pa.field("rows", pa.int64()),
         pa.field("violating", pa.int64()),
-        *(pa.field(name, pa.float64()) for name in ("precision", "recall", "f1", "low", "high")),
+        *(pa.field(name, pa.float64()) for name in ("precision", "recall", "f1", "low", "high", "macro_f1")),
     ]
 )
 PREDICTIONS = table_schema(

@@ -6,6 +6,7 @@ found is followed in turn; the walk ends at a row whose parent no input holds, w
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +64,27 @@ def descend(store: "Store", ref: str, id: str) -> list[LineageRow]:
 
 
 def _upstream(store: "Store", at: TableVersion, row: LineageRow) -> tuple[TableVersion, LineageRow] | None:
-    """The same row in an input, else its parent: in its own version, its inputs, their inputs."""
-    inputs = _inputs(store, at)
-    for wanted, places in ((row.id, inputs), (row.parent_id, [at, *_all_inputs(store, at)])):
-        if not wanted:
-            continue
-        for place in places:
-            found = _row(store, place, wanted)
-            if found is not None and (found.ref, found.id) != (row.ref, row.id):
-                return place, found
+    """The same row in an input, else its parent: in its own version, its inputs, their inputs, and last in the
+    tables that the same step made beside it."""
+    for place in _inputs(store, at):
+        found = _row(store, place, row.id)
+        if found is not None and (found.ref, found.id) != (row.ref, row.id):
+            return place, found
+    for place in _places(store, at) if row.parent_id else ():
+        found = _row(store, place, row.parent_id)
+        if found is not None and (found.ref, found.id) != (row.ref, row.id):
+            return place, found
     return None
+
+
+def _places(store: "Store", at: TableVersion) -> Iterator[TableVersion]:
+    """Where a row's parent may stand, nearest first."""
+    yield at
+    yield from _all_inputs(store, at)
+    for name in store.tables():
+        beside = store.find(name, at.provenance.identity) if name != at.name else None
+        if beside is not None:
+            yield beside
 
 
 def _inputs(store: "Store", at: TableVersion) -> list[TableVersion]:
