@@ -8,6 +8,7 @@ to every bucket.
 """
 
 import re
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -20,20 +21,34 @@ from synth.near import DedupConfig, signatures
 NGRAM, THRESHOLD, PERMUTATIONS = 3, 0.7, 128
 
 
+@cache
+def _vocabulary() -> np.ndarray:
+    syllables = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
+    return np.array(
+        [syllables[n % 75] + syllables[n // 75 % 75] + syllables[n // 5625 % 75] for n in range(200_000)]
+    )
+
+
 def _words(rng: np.random.Generator, count: int) -> np.ndarray:
-    syllables = np.array([c + v for c in "bdfghklmnprstvz" for v in "aeiou"])
-    numbers = rng.zipf(1.25, count) % 200_000
-    return np.array(["".join(syllables[[n % 75, n // 75 % 75, n // 5625 % 75]]) for n in numbers])
+    return _vocabulary()[rng.zipf(1.25, count) % 200_000]
 
 
 def short_rows(size: int, seed: int = 0, least: int = 8, most: int = 60) -> list[str]:
-    """`size` rows with planted near-duplicates, in random order."""
+    """`size` rows with planted near-duplicates, in random order; families lie within parts of 20,000 rows."""
+    parts = range(0, size, 20_000)
+    rows = [row for at in parts for row in _part(min(20_000, size - at), seed + at, least, most)]
+    order = np.random.default_rng(seed).permutation(size)
+    return [rows[at] for at in order]
+
+
+def _part(size: int, seed: int, least: int, most: int) -> list[str]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(least, most + 1, size)
     words = _words(rng, int(lengths.sum()))
     rows = [part.tolist() for part in np.split(words, np.cumsum(lengths)[:-1])]
     kinds = rng.choice(4, size, p=[0.7, 0.2, 0.05, 0.05])
-    openings = [_words(rng, 8).tolist() for _ in range(20)]
+    shared = np.random.default_rng(1)  # the same openings in every part
+    openings = [_words(shared, 8).tolist() for _ in range(20)]
     originals = np.flatnonzero(kinds == 0)
     for at in np.flatnonzero(kinds == 3):
         rows[at] = openings[rng.integers(20)] + rows[at][:52]
@@ -41,7 +56,7 @@ def short_rows(size: int, seed: int = 0, least: int = 8, most: int = 60) -> list
         rows[at] = list(rows[rng.choice(originals)])
         for _ in range(rng.integers(0, 7) if kinds[at] == 1 else 0):
             _edit(rng, rows[at])
-    return [" ".join(rows[at]) for at in rng.permutation(size)]
+    return [" ".join(row) for row in rows]
 
 
 def _edit(rng: np.random.Generator, row: list[str]) -> None:
