@@ -34,8 +34,8 @@ class Judgement:
     """A guard on one text: severity, probability of violating by reading, and what else it said.
 
     `category` and `refusal` are None where the guard was not asked; `onset` is the first flagged token by reading, of
-    the tokens whose character `offsets` [T, 2] are given (streaming guards, responses). `unread`: why an answer that was
-    asked for gave neither category nor refusal; the severity stands.
+    the tokens whose character `offsets` [T, 2] are given (streaming guards, responses). `unread`: why an answer that
+    was asked for gave neither category nor refusal; the severity stands.
     """
 
     severity: str
