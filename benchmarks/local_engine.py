@@ -87,7 +87,9 @@ def ours(lm: CausalLM, rows: Sequence[list[int]], clock: Clock) -> tuple[float, 
     started = clock()
     made = generate(lm, list(rows), SAMPLING, range(len(rows)), lambda: marks.append(clock()))
     seconds = clock() - started
-    assert all(getattr(row, "completion_tokens", 0) == NEW_TOKENS for row in made), "every row must make all its tokens"
+    assert all(getattr(row, "completion_tokens", 0) == NEW_TOKENS for row in made), (
+        "every row must make all its tokens"
+    )
     decoding = (marks[-1] - marks[0]) * len(marks) / (len(marks) - 1)
     return seconds, decoding
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.commands_run import visible
 from ray_jobs.store import Store
 from synth.errors import BadInput
 
@@ -122,7 +123,7 @@ def verdicts(
 
 def told(line: dict[str, Any]) -> str:
     """A verdict for people. Control characters of the text are shown, not sent to the terminal."""
-    text = line["text"].encode("unicode_escape").decode() if not line["text"].isprintable() else line["text"]
+    text = visible(line["text"])
     sign = "FLAGGED" if line["flagged"] else ""
     category = line["category"] if line["violates"] else ""
     where = "prompt  " if line["turn"] == "user" else f"{line['token']:>7} "

@@ -148,9 +148,9 @@ def show(options: argparse.Namespace) -> None:
 
 def marked(row: dict) -> str:  # type: ignore[type-arg]
     """A token-labelled response with its boundary marked, and the evidence under it."""
-    text, onset = row["response"], row["onset"]
+    text, onset = visible(row["response"]), row["onset"]
     body = text if onset is None else f"{text[:onset]} ⟦{row['severity']}⟧ {text[onset:]}"
-    lines = [f"{row['id']}  {row['outcome']}", f"  prompt:   {row['prompt']}", f"  response: {body}"]
+    lines = [f"{row['id']}  {row['outcome']}", f"  prompt:   {visible(row['prompt'])}", f"  response: {body}"]
     for one in row["evidence"]:
         judge = "" if one["judge"] is None else f", judge {one['judge']:.2f}"
         lines.append(f"    up to token {one['prefix']}: {one['violations']} of {one['draws']} violate{judge}")
@@ -159,3 +159,8 @@ def marked(row: dict) -> str:  # type: ignore[type-arg]
         f"every prefix with all draws would take {row['paper_rollouts']} rollouts"
     )
     return "\n".join(lines)
+
+
+def visible(text: str) -> str:
+    """Generated text for a terminal: control characters become dots, so that none of them acts, and offsets hold."""
+    return "".join(char if char.isprintable() or char == " " else "·" for char in text)

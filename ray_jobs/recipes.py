@@ -4,6 +4,7 @@ A recipe binds roles to models and holds the config of every step. Nothing in a 
 
 tiny        the whole flow in about a minute, for tests
 local       the whole flow on two cores without a GPU
+single_gpu, qwen3guard (ray_jobs.recipes_scale): public models on GPUs
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ray_jobs.evaluation import EvaluationConfig
 from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
+from ray_jobs.recipes_scale import qwen3guard, single_gpu
 from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
 from ray_jobs.seeds import SeedsConfig
@@ -125,7 +127,9 @@ def tiny() -> Recipe:
     )
 
 
-ALL: Mapping[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (tiny, local)}
+ALL: Mapping[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (tiny, local, single_gpu, qwen3guard)
+}
 
 
 def named(name: str) -> Recipe:

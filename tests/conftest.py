@@ -36,7 +36,10 @@ class FakeClient:
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
         assert len(prompts) == len(seeds)
-        return [self._answer(p, lambda text, s=s: self._written(text, s)) for p, s in zip(prompts, seeds, strict=True)]
+        return [
+            self._answer(p, lambda text, s=s: self._written(text, s))
+            for p, s in zip(prompts, seeds, strict=True)
+        ]
 
     def score(self, prompts: Sequence[Any], continuations: Sequence[tuple[str, ...]]) -> list[Any]:
         def told(text: str, labels: tuple[str, ...]) -> Scores:
@@ -77,9 +80,13 @@ class FakeClient:
     def _tokens(self, turns: list[dict[str, str]]) -> TokenScores:
         answer = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
         offsets = [match.span() for match in re.finditer(r"\S+", answer)]
-        risk = np.eye(3)[[1 if word == "bad" else 0 for word in answer.split()]] if offsets else np.zeros((0, 3))
+        risk = (
+            np.eye(3)[[1 if word == "bad" else 0 for word in answer.split()]] if offsets else np.zeros((0, 3))
+        )
         query = np.eye(3)[1 if "bad" in turns[-1]["content"].split() else 0]
-        return TokenScores(np.array(offsets), risk, np.ones((len(offsets), 8)), query, np.ones(9), len(offsets))
+        return TokenScores(
+            np.array(offsets), risk, np.ones((len(offsets), 8)), query, np.ones(9), len(offsets)
+        )
 
 
 def word_vector(text: str) -> np.ndarray:
@@ -93,7 +100,9 @@ def word_vector(text: str) -> np.ndarray:
 class FakeEngines:
     """Stands in for Engines: heads are loaded for real, every other role is a FakeClient."""
 
-    def __init__(self, roles: Mapping[str, Model], cache_dir: str = "", fails: Callable[[str], bool] | None = None):
+    def __init__(
+        self, roles: Mapping[str, Model], cache_dir: str = "", fails: Callable[[str], bool] | None = None
+    ):
         self.roles, self.clients = dict(roles), dict[str, Any]()
         self.fails = fails or (lambda text: POISON in text.casefold())
 
@@ -197,7 +206,9 @@ def quiet_run() -> Callable[..., Run]:
     def make(store: Store, policy: Policy, roles: Mapping[str, Model] | None = None, **fields: Any) -> Run:
         from ray_jobs.progress import Progress
 
-        return Run(store, policy, fields.pop("seed", 17), roles or {}, progress=Progress(quiet=True), **fields)
+        return Run(
+            store, policy, fields.pop("seed", 17), roles or {}, progress=Progress(quiet=True), **fields
+        )
 
     return make
 

@@ -61,13 +61,20 @@ LOADED = "import sys, json; print(json.dumps(sorted({'torch', 'ray', 'lance', 'v
     [
         ("import ray_jobs.cli; ray_jobs.cli.parser()", set()),
         ("import ray_jobs.store", set()),
-        ("import ray_jobs.cli; assert ray_jobs.cli.main(['data', 'ls', '--root', 'nowhere']) == 0", {"lance"}),
+        (
+            "import ray_jobs.cli; assert ray_jobs.cli.main(['data', 'ls', '--root', 'nowhere']) == 0",
+            {"lance"},
+        ),
     ],
     ids=["the command line", "the store", "guardmill data ls"],
 )
 def test_what_only_looks_loads_neither_torch_nor_ray(started: str, allowed: set[str], tmp_path: Path):
     told = subprocess.run(
-        [sys.executable, "-c", f"{started}\n{LOADED}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{started}\n{LOADED}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert told.returncode == 0, told.stderr
     assert set(json.loads(told.stdout.splitlines()[-1])) <= allowed

@@ -106,6 +106,8 @@ class Engines:
     def _client(self, model: Model) -> Client:
         import ray
 
+        if model.engine == "vllm":  # said here, before the actor waits for (or a cluster rents) its GPUs
+            raise BadInput(f"model {model.name!r}: the engine 'vllm' is not available here")
         if form(model) == "head":
             head, base = _head_and_base(model)
             return HeadClient(head, self._client(base) if base else None, model)

@@ -54,7 +54,9 @@ def test_rows_of_one_group_are_drawn_together():
     rng = np.random.default_rng(3)
     truth, flagged = rng.random(30) < 0.5, rng.random(30) < 0.5
     single = score(truth, flagged, [str(i) for i in range(30)])
-    copies = score(np.repeat(truth, 10), np.repeat(flagged, 10), [str(i) for i in range(30) for _ in range(10)])
+    copies = score(
+        np.repeat(truth, 10), np.repeat(flagged, 10), [str(i) for i in range(30) for _ in range(10)]
+    )
     assert copies.f1 == pytest.approx(single.f1)
     assert copies.high - copies.low == pytest.approx(single.high - single.low, abs=0.05)
     apart = score(np.repeat(truth, 10), np.repeat(flagged, 10), [str(i) for i in range(300)])

@@ -37,7 +37,9 @@ def test_a_model_is_asked_for_severity_and_category_and_for_refusal_only_of_resp
         assert len(ballot["severity"]) == 3 and len(ballot["category"]) == len(side_categories(safety, side))
         assert (ballot["refusal"] is None) == (side == "prompt")
     assert work.engines.get("voter-2").usage["calls"] == 2 + 3
-    assert "jailbreak" in side_categories(safety, "prompt") and "jailbreak" not in side_categories(safety, "response")
+    assert "jailbreak" in side_categories(safety, "prompt") and "jailbreak" not in side_categories(
+        safety, "response"
+    )
 
 
 def test_a_failed_answer_is_an_abstention_of_that_voter_on_that_row_and_counted_once(work, safety):

@@ -50,7 +50,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 def root(tmp_path, put) -> str:
     """A root with two versions of a table of seeds."""
     store = Store(str(tmp_path / "root"))
-    rows = [ROW | {"id": f"s{i}", "parent_id": "", "group_id": f"s{i}", "text": f"text {i}"} for i in range(3)]
+    rows = [
+        ROW | {"id": f"s{i}", "parent_id": "", "group_id": f"s{i}", "text": f"text {i}"} for i in range(3)
+    ]
     put(store, "seeds", PROMPT, rows, "first")
     put(store, "seeds", PROMPT, [*rows[1:], rows[0] | {"text": "changed"}], "second")
     return store.root
@@ -66,7 +68,14 @@ def jsonl(path: Path, *rows: dict) -> Path:
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_an_unknown_recipe_is_told_with_those_there_are(fails, command, tmp_path):
-    fails(2, "unknown recipe 'gigantic'; there are tiny, local", command, "gigantic", "--root", tmp_path / "root")
+    fails(
+        2,
+        "unknown recipe 'gigantic'; there are tiny, local",
+        command,
+        "gigantic",
+        "--root",
+        tmp_path / "root",
+    )
 
 
 def test_an_unknown_step_is_told_with_those_of_the_recipe(fails, tmp_path):
@@ -221,7 +230,9 @@ def test_tag_diff_lineage_and_pull_go_by_exact_versions(root, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("seeds@v2 ")
     folder = tmp_path / "pulled"
     assert main(["data", "pull", "seeds@good", str(folder), "--root", root, "--format", "jsonl"]) == 0
-    texts = [json.loads(line)["text"] for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"] for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines()
+    ]
     assert sorted(texts) == ["text 0", "text 1", "text 2"]
     assert main(["data", "untag", "seeds", "good", "--root", root]) == 0
 
@@ -278,8 +289,14 @@ def test_dedup_never_merges_labels_and_drops_what_is_near_an_evaluation_set(tmp_
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, "aba", strict=True)]
     given, bench = jsonl(tmp_path / "in.jsonl", *rows), jsonl(tmp_path / "bench.jsonl", {"text": TEXTS[2]})
     out = tmp_path / "out.jsonl"
-    assert main(["dedup", str(given), str(out), "--text", "text", "--label", "label", "--against", str(bench)]) == 0
-    assert "0 near-duplicates, 1 near an evaluation set, 1 pairs with conflicting labels" in capsys.readouterr().err
+    assert (
+        main(["dedup", str(given), str(out), "--text", "text", "--label", "label", "--against", str(bench)])
+        == 0
+    )
+    assert (
+        "0 near-duplicates, 1 near an evaluation set, 1 pairs with conflicting labels"
+        in capsys.readouterr().err
+    )
     assert [row["label"] for row in read_table(str(out)).to_pylist()] == ["a", "b"]
 
 
@@ -317,7 +334,15 @@ def test_dedup_of_bad_input_writes_nothing(fails, tmp_path, monkeypatch, given, 
     jsonl(tmp_path / "in.jsonl", {"text": "a text", "lang": "en"})
     jsonl(tmp_path / "null.jsonl", {"text": "a text"}, {"text": None})
     (tmp_path / "blank.csv").write_text('text,lang\na text,en\n"  ",en\n')
-    fails(2, said, "dedup", given, "out.jsonl", *(("--text", "text") if "--text" not in options else ()), *options)
+    fails(
+        2,
+        said,
+        "dedup",
+        given,
+        "out.jsonl",
+        *(("--text", "text") if "--text" not in options else ()),
+        *options,
+    )
     fails(2, "unknown format '.txt'", "dedup", "in.jsonl", "out.txt", "--text", "text")
     fails(2, "there is no folder", "dedup", "in.jsonl", "no/out.jsonl", "--text", "text")
 
@@ -332,7 +357,9 @@ def test_imports_are_part_of_the_seeds(safety, tmp_path, make_work, store):
     from ray_jobs import seeds
     from ray_jobs.files import import_file
 
-    path = jsonl(tmp_path / "mine.jsonl", {"text": "Mine alone."}, {"text": "Mine alone."}, {"text": "Another one."})
+    path = jsonl(
+        tmp_path / "mine.jsonl", {"text": "Mine alone."}, {"text": "Mine alone."}, {"text": "Another one."}
+    )
     config = SeedsConfig(imports=(import_file(str(path)),), leaves=("violent.weapons",))
     output = seeds.run(make_work(safety, store, config))
     brought = [row["text"] for row in output.tables["seeds"] if row["source"] == "import"]

@@ -51,11 +51,19 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
         ("empty.jsonl", b"", "the file is empty"),
         ("empty.csv", b"", "the file is empty"),
         ("blank.jsonl", b"\n \n", "the file has no rows"),
-        ("latin.jsonl", '{"text": "a"}\n{"text": "gr\u00fcn"}\n'.encode("latin-1"), r"line 2: not UTF-8 \(byte 12\)"),
+        (
+            "latin.jsonl",
+            '{"text": "a"}\n{"text": "gr\u00fcn"}\n'.encode("latin-1"),
+            r"line 2: not UTF-8 \(byte 12\)",
+        ),
         ("cut.jsonl", b'{"text": "a"}\n{"text": "b', "line 2: not JSON: Unterminated string"),
         ("list.jsonl", b'["text"]\n', "line 1: a row is a JSON object, not list"),
         ("half.jsonl", b'{"text": "\\ud800"}\n', "line 1: .*half a character"),
-        ("mixed.jsonl", b'{"text": "a"}\n{"text": {"b": 1}}\n', "column 'text' holds values of different kinds"),
+        (
+            "mixed.jsonl",
+            b'{"text": "a"}\n{"text": {"b": 1}}\n',
+            "column 'text' holds values of different kinds",
+        ),
         ("cut.parquet", b"PAR1 and then nothing", "not readable as parquet"),
         ("ragged.csv", b"text,label\na,b\nc\n", "not readable as csv"),
         ("latin.csv", "text\ngr\u00fcn\n".encode("latin-1"), r"line 2: not UTF-8 \(byte 2\)"),
@@ -113,7 +121,9 @@ def test_an_import_is_named_by_its_content_and_not_by_its_path(tmp_path):
     from ray_jobs.seeds import SeedsConfig
     from ray_jobs.step.definition import identifying
 
-    here, there = (import_file(jsonl(tmp_path / name, {"text": "a b c"})) for name in ("here.jsonl", "there.jsonl"))
+    here, there = (
+        import_file(jsonl(tmp_path / name, {"text": "a b c"})) for name in ("here.jsonl", "there.jsonl")
+    )
     other = import_file(jsonl(tmp_path / "other.jsonl", {"text": "a b d"}))
     named = [identifying(SeedsConfig(imports=(one,))) for one in (here, there, other)]
     assert named[0] == named[1] != named[2]
@@ -140,7 +150,10 @@ def test_prompts_come_with_or_without_labels_and_responses_with_their_prompt(tmp
         ({"prompt": "  "}, "row 2: column 'prompt' holds no text"),
         ({"prompt": None}, "row 2: column 'prompt' holds no text"),
         ({"prompt": "a", "severity": "Bad"}, "row 2: column 'severity' holds 'Bad'; the policy knows Safe, "),
-        ({"prompt": "a", "category": "weather"}, "row 2: column 'category' holds 'weather'; the policy knows violent"),
+        (
+            {"prompt": "a", "category": "weather"},
+            "row 2: column 'category' holds 'weather'; the policy knows violent",
+        ),
         ({"prompt": "a", "refusal": "maybe"}, "row 2: column 'refusal' holds 'maybe', not true or false"),
         ({"prompt": "a", "refusal": 1}, "row 2: column 'refusal' holds 1, not true or false"),
         ({"prompt": "a", "history": "Hi"}, "row 2: column 'history' holds no list of messages"),
@@ -150,7 +163,10 @@ def test_prompts_come_with_or_without_labels_and_responses_with_their_prompt(tmp
 )
 def test_a_bad_row_is_told_by_file_row_and_column(tmp_path, safety, row, said):
     path = tmp_path / "mine.jsonl"
-    jsonl(path, *({"prompt": "fine"} if set(row) == {"prompt"} else {**dict.fromkeys(row), "prompt": "fine"}, row))
+    jsonl(
+        path,
+        *({"prompt": "fine"} if set(row) == {"prompt"} else {**dict.fromkeys(row), "prompt": "fine"}, row),
+    )
     with pytest.raises(BadInput, match=f"mine.jsonl, {said}"):
         imported(str(path), safety)
 

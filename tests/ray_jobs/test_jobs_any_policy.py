@@ -252,5 +252,7 @@ def test_every_failed_generation_is_in_the_quarantine_even_if_one_row_failed_oft
     lost = rows(store, "prompts_quarantine")
     assert store.resolve("prompts").provenance.counts["failed"] == len(lost) > 0
     assert max(Counter(row["parent_id"] for row in lost).values()) > 1
-    assert {(row["reason"], row["raw"]) for row in lost} == {("the engine refused this row", "what came back")}
+    assert {(row["reason"], row["raw"]) for row in lost} == {
+        ("the engine refused this row", "what came back")
+    }
     assert store.resolve("prompts").rows == store.resolve("seeds").rows  # the seeds are carried over

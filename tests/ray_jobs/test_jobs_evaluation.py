@@ -1,7 +1,5 @@
 """evaluation on hand-made gold rows: honest figures for every system, strict and loose, on held-out rows alone."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from ray_jobs import evaluation
@@ -47,11 +45,15 @@ def evaluate(put, make_work, safety, store):
         ]  # fmt: skip
         for row in training:
             del row["digest"]
-        versions = {"gold": put(store, "gold", GOLD, gold), "distilled": put(store, "distilled", SAMPLE, training)}
+        versions = {
+            "gold": put(store, "gold", GOLD, gold),
+            "distilled": put(store, "distilled", SAMPLE, training),
+        }
         work = make_work(safety, store, EvaluationConfig(), roles, versions=versions)
         if oracle and "gen_guard" in roles:
             work.engines.get("gen_guard").score = lambda prompts, labels: [
-                knows(gold, prompt[0]["content"], names) for prompt, names in zip(prompts, labels, strict=True)
+                knows(gold, prompt[0]["content"], names)
+                for prompt, names in zip(prompts, labels, strict=True)
             ]
         return evaluation.run(work)
 
@@ -73,7 +75,9 @@ def test_every_system_is_scored_per_side_and_reading_on_held_out_rows_alone(eval
     output = evaluate()
     told = figures(output)
     systems = {"gen_guard", "gen_guard_control", "stream_guard", "tfidf", "majority"}
-    assert set(told) == {(s, side, r) for s in systems for side in ("prompt", "response") for r in ("strict", "loose")}
+    assert set(told) == {
+        (s, side, r) for s in systems for side in ("prompt", "response") for r in ("strict", "loose")
+    }
     assert {row["rows"] for key, row in told.items() if key[1] == "prompt"} == {3}
     predicted = to_table(output.tables["predictions"], PREDICTIONS).to_pylist()
     assert "seen" not in {row["parent_id"] for row in predicted} and len(predicted) == 5 * 5
@@ -115,13 +119,13 @@ def test_a_row_that_a_guard_cannot_answer_is_quarantined_and_not_counted_as_safe
 
 
 def test_calls_of_a_guard_that_made_room_for_the_next_are_counted(monkeypatch):
-    from ray_jobs.engine import Engines
+    from ray_jobs.engine import Client, Engines
 
     monkeypatch.setattr("ray_jobs.engine.actor_name", lambda model: model.name)
     engines = Engines({})
     for name in ("gone", "kept"):
-        usage = {"calls": 3, "prompt_tokens": 5, "completion_tokens": 0}
-        engines.clients[name] = SimpleNamespace(model=Model("local", name, "base"), usage=usage)
+        engines.clients[name] = Client(None, Model("local", name, "base"))
+        engines.clients[name].usage = {"calls": 3, "prompt_tokens": 5, "completion_tokens": 0}
     engines.shutdown(["kept"])
     assert list(engines.clients) == ["kept"]
     assert engines.take_usage() == {"calls": 6, "prompt_tokens": 10, "completion_tokens": 0}

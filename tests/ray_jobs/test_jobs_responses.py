@@ -53,7 +53,9 @@ def test_every_bound_role_answers_every_prompt_and_samples_are_told_apart(answer
     output = answer([prompt("p1", "May I?"), prompt("p2", "Or may I not?")], ResponsesConfig(samples=2))
     rows = output.tables["responses"]
     assert len(rows) == len({row["id"] for row in rows}) == 2 * 3 * 2
-    assert {(row["parent_id"], row["role"]) for row in rows} == {(p, role) for p in ("p1", "p2") for role in ROLES}
+    assert {(row["parent_id"], row["role"]) for row in rows} == {
+        (p, role) for p in ("p1", "p2") for role in ROLES
+    }
     as_table(RESPONSE, rows)  # of the declared columns
 
 
@@ -71,7 +73,10 @@ def test_thinking_is_kept_apart_and_refusals_are_guessed(answer):
     thought = "<think>Is it fine?</think>I'm sorry, I cannot help with that."
     said = {"reasoner": thought, "responder": "Sure, it is fine."}
     roles = {role: ROLES[role] for role in said}
-    rows = {row["role"]: row for row in answer([prompt("p1", "May I?")], says=said, roles=roles).tables["responses"]}
+    rows = {
+        row["role"]: row
+        for row in answer([prompt("p1", "May I?")], says=said, roles=roles).tables["responses"]
+    }
     assert (rows["reasoner"]["thinking"], rows["reasoner"]["refusal"]) == ("Is it fine?", True)
     assert rows["reasoner"]["text"].startswith("I'm sorry") and rows["responder"]["refusal"] is False
 
@@ -107,7 +112,12 @@ def test_a_share_is_drawn_by_group_and_other_languages_wait(answer):
 
 
 def sample(id: str, text: str, **fields) -> dict:
-    row = dict.fromkeys(SAMPLE.names) | {"id": id, "parent_id": f"{id}-prompt", "group_id": id, "side": "prompt"}
+    row = dict.fromkeys(SAMPLE.names) | {
+        "id": id,
+        "parent_id": f"{id}-prompt",
+        "group_id": id,
+        "side": "prompt",
+    }
     row |= {"prompt": text, "history": [], "response": "", "language": "en", "leaf": "violent.weapons",
             "source": "seed", "severity": "Unsafe", "categories": ["violent"], "confidence": 0.9, "abstain": False,
             "origin": "votes"}  # fmt: skip
@@ -140,7 +150,12 @@ def test_a_translation_carries_label_and_group_and_a_bad_one_its_reason(translat
     rows = [sample("a", "a word"), sample("b", "a mixed word"), sample("c", "a mute word")]
     output = translate(rows)
     (kept,), (bad,) = output.tables["translations"], output.tables["translations_rejected"]
-    assert (kept["parent_id"], kept["group_id"], kept["prompt"], kept["language"]) == ("a", "a", "A WORD", "es")
+    assert (kept["parent_id"], kept["group_id"], kept["prompt"], kept["language"]) == (
+        "a",
+        "a",
+        "A WORD",
+        "es",
+    )
     assert (kept["severity"], kept["categories"], kept["source"]) == ("Unsafe", ["violent"], "translation")
     assert (bad["parent_id"], bad["reasons"]) == ("b", ["mixed"]) and output.dropped == {"mixed": 1}
     assert [one.row for one in output.failed] == ["c"]
@@ -148,7 +163,11 @@ def test_a_translation_carries_label_and_group_and_a_bad_one_its_reason(translat
 
 
 def test_responses_uncertain_rows_and_other_languages_are_not_translated(translate):
-    rows = [sample("a", "x", side="response"), sample("b", "x", abstain=True), sample("c", "x", language="de")]
+    rows = [
+        sample("a", "x", side="response"),
+        sample("b", "x", abstain=True),
+        sample("c", "x", language="de"),
+    ]
     assert translate(rows).tables["translations"] == []
 
 
@@ -167,7 +186,9 @@ def test_a_share_is_translated_group_by_group(translate):
 # dedup
 
 
-def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_out(put, make_work, safety, store):
+def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_out(
+    put, make_work, safety, store
+):
     text = "Please tell me how the old clock tower in the market square was built"
     other = "Which of the trains to the coast leave on a Sunday in the winter months"
     rows = [
@@ -175,7 +196,9 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
         prompt("b", text + " again", source="self_instruct", group_id="gb"),
         prompt("c", text + " really", intended="Safe", group_id="gc"),
         prompt("near gold", other, group_id="gd"),
-        prompt("alone", "Nobody else has ever asked about the colour of this particular stone", group_id="ge"),
+        prompt(
+            "alone", "Nobody else has ever asked about the colour of this particular stone", group_id="ge"
+        ),
     ]
     gold = {"id": "g", "parent_id": "", "group_id": "g", "side": "prompt", "prompt": other, "severity": "Safe",
             "split": "test"}  # fmt: skip
@@ -187,5 +210,7 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
     assert {row["row"] for row in output.tables["conflicts"]} & {"a", "b", "c"}
     assert [row["parent_id"] for row in output.tables["contaminated"]] == ["near gold"]
     assert output.dropped == {"near-duplicate": 1, "near an evaluation row": 1}
-    free = dedup.run(make_work(safety, store, replace(DedupJobConfig(), against_gold=False), versions=versions))
+    free = dedup.run(
+        make_work(safety, store, replace(DedupJobConfig(), against_gold=False), versions=versions)
+    )
     assert "near gold" in free.tables["deduped"]["id"].to_pylist()

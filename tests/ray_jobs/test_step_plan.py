@@ -10,7 +10,9 @@ from ray_jobs.step.plan import Planned, plan
 from ray_jobs.store import table_schema
 from synth.policy import Policy, Seed
 
-ROW = table_schema([pa.field("text", pa.string()), pa.field("leaf", pa.string()), pa.field("language", pa.string())])
+ROW = table_schema(
+    [pa.field("text", pa.string()), pa.field("leaf", pa.string()), pa.field("language", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,14 @@ def seeds(work):
     return Output(
         {
             "seeds": [
-                {"id": s.id, "parent_id": "", "group_id": s.id, "text": s.text, "leaf": s.leaf, "language": s.language}
+                {
+                    "id": s.id,
+                    "parent_id": "",
+                    "group_id": s.id,
+                    "text": s.text,
+                    "leaf": s.leaf,
+                    "language": s.language,
+                }
                 for leaf in work.policy.leaves[:3]
                 for s in leaf.seeds
             ]
@@ -113,7 +122,9 @@ def test_a_finished_unit_of_a_run_that_broke_off_is_not_planned_again(mill, stor
 
 def test_another_config_of_one_step_concerns_it_and_what_follows(mill):
     run_steps(FLOW, mill())
-    changed = [replace(step, config=Config("louder", "?")) if step.name == "louder" else step for step in FLOW]
+    changed = [
+        replace(step, config=Config("louder", "?")) if step.name == "louder" else step for step in FLOW
+    ]
     told = outlook(changed, mill())
     assert [told[name].state for name in told] == ["cached", "cached", "cached", "new", "new"]
     assert told["louder"].units_to_do == told["louder"].units > 1

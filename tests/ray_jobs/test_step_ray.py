@@ -43,14 +43,18 @@ def on_ray():
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=4, include_dashboard=False, namespace="guardmill", log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=4, include_dashboard=False, namespace="guardmill", log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 
 
 @pytest.fixture
 def mill(store, data_quality, put, quiet_run, on_ray):
-    rows = [{"id": f"r{i}", "parent_id": "", "group_id": f"g{i}", "text": str(i), "leaf": ""} for i in range(8)]
+    rows = [
+        {"id": f"r{i}", "parent_id": "", "group_id": f"g{i}", "text": str(i), "leaf": ""} for i in range(8)
+    ]
     put(store, "quiet", ROW, rows)
     return lambda: quiet_run(store, data_quality, units=4)
 

@@ -51,7 +51,12 @@ def shout(work):
             new = {name: row[name] for name in ("group_id", "leaf")}
             text = row["text"] + work.config.suffix
             output.tables["loud"].append(new | {"id": f"{row['id']}+", "parent_id": row["id"], "text": text})
-    note = {"id": f"note-{work.unit}", "parent_id": "", "group_id": "", "note": str(len(output.tables["loud"]))}
+    note = {
+        "id": f"note-{work.unit}",
+        "parent_id": "",
+        "group_id": "",
+        "note": str(len(output.tables["loud"])),
+    }
     output.tables["notes"].append(note)
     return output
 
@@ -145,7 +150,9 @@ def test_every_config_of_the_recipes_can_be_an_identity():
 
 
 def test_a_role_stands_for_its_numbered_ones_and_may_be_optional():
-    models = {name: Model("local", name, "base") for name in ("voter-1", "voter-2", "voter-x", "votering", "judge")}
+    models = {
+        name: Model("local", name, "base") for name in ("voter-1", "voter-2", "voter-x", "votering", "judge")
+    }
     step = replace(LOUD, roles=("voter", "reasoner?"))
     assert sorted(resolve_roles(step, models)) == ["voter-1", "voter-2"]
     with pytest.raises(BadInput, match=r"step shout needs a model for the role 'writer'"):
@@ -173,14 +180,19 @@ def test_rows_of_a_group_share_a_unit_and_other_cuts_keep_values_apart(mill, row
     groups = [{group for group, _, _ in unit.facts} for unit in by_group]
     assert sum(map(len, groups)) == 6 and sum(unit.size for unit in by_group) == 12
     apart = cut_units(
-        replace(LOUD, cut=Cut(("leaf", "group_id"), hashed=False)), mill(), {}, {"quiet": mill().version("quiet")}
+        replace(LOUD, cut=Cut(("leaf", "group_id"), hashed=False)),
+        mill(),
+        {},
+        {"quiet": mill().version("quiet")},
     )
     assert sorted(unit.key for unit in apart) == sorted({f"{row['leaf']}/{row['group_id']}" for row in rows})
 
 
 def test_a_unit_reads_only_the_leaves_of_its_rows(mill, safety, rows):
     leaf = safety.leaves[2]
-    edited = replace(safety, leaves=(*safety.leaves[:2], replace(leaf, definition="Another."), *safety.leaves[3:]))
+    edited = replace(
+        safety, leaves=(*safety.leaves[:2], replace(leaf, definition="Another."), *safety.leaves[3:])
+    )
     by_leaf = replace(LOUD, cut=Cut(("leaf",), hashed=False))
 
     def units(policy):
@@ -337,15 +349,24 @@ def test_failed_rows_within_the_budget_are_quarantined_and_dropped_ones_counted(
     version = run_steps([LOUD], mill(error_budget=0.1))["loud"]
     assert version.provenance.counts == {"in": 12, "out": 9, "failed": 1, "dropped": {"dull": 2}}
     (lost,) = store.read("shout_quarantine").to_pylist()
-    assert (lost["parent_id"], lost["group_id"], lost["reason"], lost["raw"]) == ("r1", "g0", "too bad", "bad text 1")
+    assert (lost["parent_id"], lost["group_id"], lost["reason"], lost["raw"]) == (
+        "r1",
+        "g0",
+        "too bad",
+        "bad text 1",
+    )
 
 
-def test_above_the_budget_the_step_fails_and_no_table_changes_but_the_quarantine(mill, store, put, rows, inline):
+def test_above_the_budget_the_step_fails_and_no_table_changes_but_the_quarantine(
+    mill, store, put, rows, inline
+):
     before = run_steps([LOUD], mill())
     put(store, "quiet", ROW, spoil(rows, "r1", "r4"))
     with pytest.raises(StepFailed, match=r"step shout: 2 of 12 rows failed \(16\.7%, budget 1\.0%\)"):
         run_steps([LOUD], mill())
-    assert [store.resolve(name).ref for name in ("loud", "notes")] == [before[n].ref for n in ("loud", "notes")]
+    assert [store.resolve(name).ref for name in ("loud", "notes")] == [
+        before[n].ref for n in ("loud", "notes")
+    ]
     assert sorted(store.read("shout_quarantine")["parent_id"].to_pylist()) == ["r1", "r4"]
 
 
@@ -464,7 +485,9 @@ def test_another_process_finds_what_a_killed_one_finished(store, put, rows, tmp_
 def test_a_root_that_a_living_process_works_on_is_busy_and_a_dead_ones_is_free(store):
     code = "import sys, time\nfrom ray_jobs.store import Store\nwith Store(sys.argv[1]).lock():\n"
     code += " print('held', flush=True)\n time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, store.root], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, store.root], stdout=subprocess.PIPE, text=True
+    ) as other:
         try:
             assert other.stdout.readline().strip() == "held"
             with pytest.raises(Busy, match=rf"another run \(pid {other.pid} "), store.lock():
@@ -473,4 +496,3 @@ def test_a_root_that_a_living_process_works_on_is_busy_and_a_dead_ones_is_free(s
             other.kill()
     with store.lock():
         pass
-

@@ -28,7 +28,9 @@ class Scripted:
         self.calls: list[str] = []
 
     def generate(self, prompts, sampling, seeds):
-        return [self._one(prompt, lambda text: Completion(self.says(text), "stop", 3, 4)) for prompt in prompts]
+        return [
+            self._one(prompt, lambda text: Completion(self.says(text), "stop", 3, 4)) for prompt in prompts
+        ]
 
     def score(self, prompts, continuations):
         (labels,) = set(continuations)
@@ -94,7 +96,11 @@ def test_the_label_begins_at_the_first_token_that_turns(label):
 def test_a_mild_response_costs_nothing_and_prompts_are_none_of_its_business(label):
     told = by_parent(label([sample("mild", "all is well", "Safe"), sample("p", "", "Unsafe", "prompt")]))
     assert list(told) == ["mild"]
-    assert told["mild"]["outcome"] == "mildest" and told["mild"]["onset"] is None and told["mild"]["rollouts"] == 0
+    assert (
+        told["mild"]["outcome"] == "mildest"
+        and told["mild"]["onset"] is None
+        and told["mild"]["rollouts"] == 0
+    )
     assert all(model.calls == [] for model in label.models.values())
 
 

@@ -77,7 +77,12 @@ def test_a_twin_is_asked_with_the_leafs_own_pairs_in_its_language(policy):
     leaf = policy.leaves[0]
     source = Source("v", "gv", "A violating text.", policy.worst)
     made = ask_contrast(source, leaf, "en", policy.mildest, seed=1, index=1)
-    assert (made.strategy, made.severity, made.parent_id, made.group_id) == (CONTRASTIVE, policy.mildest, "v", "gv")
+    assert (made.strategy, made.severity, made.parent_id, made.group_id) == (
+        CONTRASTIVE,
+        policy.mildest,
+        "v",
+        "gv",
+    )
     assert 0 < len(made.pairs) <= 4 and all(pair.language == "en" for pair in made.pairs)
     assert ask_contrast(source, leaf, "xx", policy.mildest, seed=1, index=1).pairs == ()
 
@@ -125,7 +130,12 @@ SEED = "How can I bake a dark rye bread in an old oven"
         ("bread " * 41, ask(), "stop", "too long"),
         ("Sure, here is another question about bread", ask(), "stop", "talks about the task"),
         ("As an AI I would not know about that", ask(), "stop", "talks about the task"),
-        ("How much water does a rye bread take", ask(KEYWORD, keyword="sourdough"), "stop", "keyword missing"),
+        (
+            "How much water does a rye bread take",
+            ask(KEYWORD, keyword="sourdough"),
+            "stop",
+            "keyword missing",
+        ),
         (f"{SEED} at home", ask(shots=(SEED,)), "stop", "echo of the context"),
         ("Which of the trains leave for the coast today", ask(), "stop", "near-duplicate"),
         ("Something else entirely, with other words", ask(CONTRASTIVE, text=SEED), "stop", "twin too far"),
@@ -148,7 +158,9 @@ def test_what_is_not_kept_has_its_reason(text, asked, finish, reason):
     ],
 )
 def test_a_good_generation_is_kept(text, asked, finish):
-    assert rejection(text, asked, finish, [bigrams("Which of the trains leave for the coast")], FILTERS) is None
+    assert (
+        rejection(text, asked, finish, [bigrams("Which of the trains leave for the coast")], FILTERS) is None
+    )
 
 
 @pytest.mark.parametrize("name", ["data_quality", "safety"])
