@@ -56,10 +56,14 @@ class Pairs:
 
 
 def sampled(rows: Sequence[EvalRow], limit: int | None, seed: int) -> list[EvalRow]:
-    """At most `limit` rows: whole groups, in an order that the seed fixes and not the file; the last one is cut."""
+    """At most `limit` rows, drawn one by one in an order that the seed fixes and not the file.
+
+    Not whole groups: 60 answers to one question would leave an interval over groups nothing to draw from.
+    """
     if limit is None or limit >= len(rows):
         return list(rows)
-    order = sorted(range(len(rows)), key=lambda i: (stable_hash("limit", seed, rows[i].group), i))
+    keys = [stable_hash("limit", seed, row.side, row.prompt, row.response) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (keys[i], i))
     return [rows[i] for i in sorted(order[:limit])]
 
 
@@ -125,7 +129,8 @@ def _scores(system: System, pairs: Pairs, draws: dict[str, int]) -> Iterator[Rec
         ranked = [one.violating[reading] for one in pairs.told]
         area = average_precision(truth, ranked, pairs.groups, **draws)
         both = truth.any() and not truth.all()
-        yield {"reading": reading} | asdict(found) | {"auprc": asdict(area) if both else None}
+        more = {"groups": len(set(pairs.groups)), "auprc": asdict(area) if both else None}
+        yield {"reading": reading} | asdict(found) | more
 
 
 def _refusal(pairs: Pairs, draws: dict[str, int]) -> Iterator[Record]:

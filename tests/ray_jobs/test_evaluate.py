@@ -53,6 +53,7 @@ def test_a_controversial_label_violates_in_the_strict_reading_only():
     system = System("a", POLICY, [told("Unsafe"), told("Safe")])
     scores = {one["reading"]: one for one in score_file(rows, [system], 20, 0)["scores"]}
     assert (scores["strict"]["violating"], scores["loose"]["violating"]) == (1, 0)
+    assert scores["strict"]["groups"] == 2
     assert scores["loose"]["precision"] == 0 and scores["loose"]["auprc"] is None
 
 
@@ -90,14 +91,14 @@ def test_categories_and_onsets_are_of_violating_rows():
     assert bins == {"strict": {"1-32": 1}, "loose": {"Safe": 1}}
 
 
-def test_a_draw_is_fixed_by_its_seed_and_keeps_groups_and_the_files_order():
-    rows = [replace(prompt(i, "never"), group=f"g{i // 2}") for i in range(20)]
-    drawn = sampled(rows, 6, 3)
-    assert drawn == sampled(rows, 6, 3) != sampled(rows, 6, 4)
-    assert len(drawn) == 6 and len({row.group for row in drawn}) == 3
+def test_a_draw_is_fixed_by_its_seed_and_keeps_the_files_order():
+    rows = [replace(prompt(i, "never"), group=f"g{i // 10}") for i in range(40)]
+    drawn = sampled(rows, 12, 3)
+    assert drawn == sampled(rows, 12, 3) != sampled(rows, 12, 4) and len(drawn) == 12
     assert [rows.index(row) for row in drawn] == sorted(rows.index(row) for row in drawn)
     assert sampled(rows, None, 0) == rows == sampled(rows, 99, 0)
-    assert {row.group for row in sampled(rows[::-1], 6, 3)} == {row.group for row in drawn}
+    assert sampled(rows[::-1], 12, 3) == drawn[::-1]
+    assert len({row.group for row in drawn}) > 2, "a draw of whole groups would hold two"
 
 
 def scores(risk: list[list[float]], query: tuple[float, ...] = (0.1, 0.6, 0.3)) -> SimpleNamespace:
