@@ -59,7 +59,7 @@ class Recipe:
     distilled: DistilledConfig = DistilledConfig()
     gen_guard: GuardConfig = GuardConfig()
     token_labels: TokenLabelsConfig = TokenLabelsConfig()
-    stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=20, lr=1e-3)
+    stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=8, lr=1e-3)
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
@@ -96,7 +96,7 @@ def local() -> Recipe:
         responses=ResponsesConfig(share=0.12, sampling=Sampling(max_tokens=40, temperature=0.8)),
         voters=VotersConfig(written=600),
         votes=VotesConfig(people=False),
-        gen_guard=GuardConfig(rows=400),
+        gen_guard=GuardConfig(rows=400, epochs=2, lr=1e-3, train_layers=4),
         token_labels=TokenLabelsConfig(
             Plan(k=4), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),
