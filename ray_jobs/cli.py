@@ -42,12 +42,15 @@ def expected(problem: BaseException) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
+    from ray_jobs.commands_evaluate import add_evaluate
+
     top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
     add_data(commands)
     add_files(commands)
     add_guards(commands)
+    add_evaluate(commands)
     add_policy(commands)
     return top
 
