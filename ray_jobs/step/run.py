@@ -97,6 +97,7 @@ class Run:
             os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             os.environ.setdefault("RAY_worker_niceness", "0")  # the models compute in workers
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # warns at four times as many
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes
             local = {
                 "num_cpus": self.local_cpus,
