@@ -92,7 +92,7 @@ def local() -> Recipe:
         },
         translations=TranslationsConfig(program=apertium_version()),
         gold=GoldConfig(limit=420),
-        prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2),
+        prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.5),
         responses=ResponsesConfig(share=0.12, sampling=Sampling(max_tokens=40, temperature=0.8)),
         voters=VotersConfig(written=600),
         votes=VotesConfig(people=False),
