@@ -97,7 +97,8 @@ class Run:
             os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             os.environ.setdefault("RAY_worker_niceness", "0")  # the models compute in workers
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # warns at four times as many
+            # Ray warns once it has started four times this many workers
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes
             local = {
                 "num_cpus": self.local_cpus,
