@@ -43,6 +43,7 @@ def expected(problem: BaseException) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_evaluate import add_evaluate
+    from ray_jobs.commands_review import add_review
 
     top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add_files(commands)
     add_guards(commands)
     add_evaluate(commands)
+    add_review(commands)
     add_policy(commands)
     return top
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from label.controversial import CONTROVERSIAL, SAFE, Annotation, Ratios, choose_ratios, cross_annotate, sweep
+from ray_jobs import human_labels
 from ray_jobs.relabel import as_samples, linear_probabilities, set_label, vectors
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
@@ -48,7 +49,7 @@ def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
 
 def step(config: ControversialConfig) -> Step:
     tables = {"controversial": TABLE, "controversial_ratios": RATIOS}
-    sides = ("votes", "translations", "gold")
+    sides = ("votes", "translations", "gold", human_labels.TABLE)
     return Step("controversial", run, config, tables, sides=sides, roles=("teacher",), reads=reads)
 
 
@@ -56,6 +57,10 @@ def run(work: Work) -> Output:
     """Cross-annotate each side's rows; rows without a certain vote are passed on as they are."""
     columns = [field.name for field in SAMPLE if field.name != "digest"]
     rows = [*work.read("votes").to_pylist(), *work.read("translations").to_pylist()]
+    people = work.read(human_labels.TABLE).to_pylist()
+    human_labels.apply(
+        work.policy, rows, human_labels.consensus(people)
+    )  # translations are read by people too
     rows = [row | {"fold": -1, "loose": None, "strict": None, "voted": row["severity"]} for row in rows]
     gold = [row for row in work.read("gold").to_pylist() if row["split"] == "fit"]
     searched = []

@@ -16,6 +16,7 @@ from ray_jobs import (
     evaluation,
     gen_guard,
     gold,
+    human_labels,
     prompts,
     report,
     responses,
@@ -78,6 +79,7 @@ def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) ->
         recipe.units,
     )
     with run.store.lock():
+        human_labels.ensure(run.store)
         return run_steps(flow, run)
 
 

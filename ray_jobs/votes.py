@@ -1,7 +1,7 @@
 """votes: every prompt and response gets ballots from all voters and one combined, calibrated label.
 
-Labels that people gave stand; the votes on those rows are kept as evidence. Rows under the abstain band keep their
-label and are marked, for people to look at; they are no training rows.
+Labels that people gave stand, a reviewer's (human_labels) before an import's; the votes on those rows are evidence.
+Rows under the abstain band keep their label and are marked, for people to look at; they are no training rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from label.vote import Combiner, combine, combine_categories, combine_refusal
+from ray_jobs import human_labels
 from ray_jobs.ballots import ask_voters, stack_ballots, voter_roles
 from ray_jobs.combiner import read_combiners
 from ray_jobs.seeds import MESSAGES
@@ -59,7 +60,7 @@ def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
 
 
 def step(config: VotesConfig, sides: tuple[str, ...]) -> Step:
-    inputs = ("deduped", "responses") if "response" in sides else ("deduped",)
+    inputs = ("deduped", *(["responses"] if "response" in sides else []), human_labels.TABLE)
     tables = {"votes": SAMPLE, "ballots": BALLOT}
     return Step(
         "votes",
@@ -87,6 +88,7 @@ def run(work: Work) -> Output:
         here = [row for row in rows if row["side"] == side]
         if here:
             label(work, side, here, ballots, voters, combiners[side])
+    human_labels.apply(work.policy, rows, human_labels.consensus(unit_rows(work, human_labels.TABLE)))
     columns = [field.name for field in SAMPLE if field.name != "digest"]
     return Output(
         {"votes": [{name: row[name] for name in columns} for row in rows], "ballots": ballots}, failed

@@ -13,6 +13,7 @@ from ray_jobs import (
     dedup,
     distilled,
     gold,
+    human_labels,
     prompts,
     seeds,
     translations,
@@ -63,6 +64,7 @@ def milled(tmp_path_factory, data_quality, leaves, quiet_run, inline) -> Store:
     """The store after the whole flow on two leaves."""
     store = Store(str(tmp_path_factory.mktemp("any") / "root"))
     run = quiet_run(store, data_quality, ROLES, units=4, error_budget=0.0)
+    human_labels.ensure(store)
     run_steps(flow(data_quality, leaves), run)
     return store
 
