@@ -66,12 +66,15 @@ def run(work: Work) -> Output:
     rows = [row for row in work.read("gold").to_pylist() if row["split"] == "test"]
     training = work.read("distilled").to_pylist()
     output = Output({"evaluation": [], "predictions": []})
+    guards = [system for system in SYSTEMS if system in work.engines.roles]
     told: dict[str, dict[str, list[float]]] = {}
-    for system in SYSTEMS:
-        if system in work.engines.roles:
+    for start in range(0, len(guards), 2):  # two at a time: loading all of them at once would cost memory
+        pair = guards[start : start + 2]
+        work.engines.open(*pair)
+        for system in pair:
             ask = ask_gen if system.startswith("gen") else ask_stream
             told[system] = ask(work, system, rows, output.failed)
-            work.engines.shutdown([])
+        work.engines.shutdown([])
     told["tfidf"] = tfidf(work.policy, training, rows)
     told["majority"] = majority(work.policy, training, rows)
     for system, answers in told.items():

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ __all__ = [
 
 NAMESPACE = "guardmill"
 # Two threads of a process must not open two clients of one role: what one of them counts would be lost.
-_OPENING = threading.Lock()
+_OPENING: dict[str, threading.Lock] = {}
 # Where cores are shared, OpenMP threads that spin at a barrier burn the time slice of the one they wait for:
 # twelve decoding steps beside other busy processes took 11 to 55 s spinning and 2 s sleeping.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -76,13 +77,18 @@ class Engines:
         if role not in self.roles:
             bound = ", ".join(sorted(self.roles)) or "nothing"
             raise BadInput(f"the recipe binds no model to the role {role!r} (it binds {bound})")
-        with _OPENING:
+        with _OPENING.setdefault(role, threading.Lock()):
             if role not in self.clients:
                 try:
                     self.clients[role] = self._client(self.roles[role])
                 except BadInput as error:
                     raise BadInput(f"role {role!r}: {error}") from error
             return self.clients[role]
+
+    def open(self, *roles: str) -> None:
+        """Load the models of several roles side by side: most of a load is one core's work. Raises as `get`."""
+        with ThreadPoolExecutor(max(1, len(roles))) as pool:
+            list(pool.map(self.get, roles))
 
     def take_usage(self) -> dict[str, int]:
         """Calls and tokens of this object's clients since the last time it was asked."""

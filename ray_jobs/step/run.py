@@ -90,6 +90,7 @@ class Run:
         trainer workers that hold them all would starve Ray Data for ever."""
         import logging
         import os
+        import warnings
 
         import ray
 
@@ -106,7 +107,11 @@ class Run:
                 "object_store_memory": 512 << 20,
             }
             where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
-            ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
+            with (
+                warnings.catch_warnings()
+            ):  # Lance warns of any fork; the processes forked here are replaced at once
+                warnings.filterwarnings("ignore", "lance is not fork-safe")
+                ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
