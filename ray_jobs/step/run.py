@@ -107,9 +107,8 @@ class Run:
                 "object_store_memory": 512 << 20,
             }
             where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
-            with (
-                warnings.catch_warnings()
-            ):  # Lance warns of any fork; the processes forked here are replaced at once
+            # Lance warns of any fork; the processes forked here become another program at once
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "lance is not fork-safe")
                 ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
         context = ray.data.DataContext.get_current()
