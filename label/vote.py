@@ -9,7 +9,7 @@ nothing is known about its quality. Categories and refusal: most frequent answer
 voters' calibrated weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,12 +134,16 @@ def check_gold(
     indices = np.array([known[label] for label in labels], dtype=np.int64)
     if len({bool(violating[at]) for at in indices}) < 2:
         raise BadInput(f"{source}: {len(ids)} rows of one class; violating and other rows are both needed")
-    pool = set(pool_groups)
-    leaked = [row_id for row_id, group in zip(ids, groups, strict=True) if group in pool]
+    refuse_leaked(ids, groups, set(pool_groups), source)
+    return Gold(tuple(ids), tuple(groups), indices)
+
+
+def refuse_leaked(ids: Sequence[str], keys: Sequence[Hashable], pool: Set[Any], source: str = "gold") -> None:
+    """BadInput that names the gold rows whose key (a group, a text) is also in the pool that is trained on."""
+    leaked = [row_id for row_id, key in zip(ids, keys, strict=True) if key in pool]
     if leaked:
         named = ", ".join(leaked[:5]) + (f" and {len(leaked) - 5} more" if len(leaked) > 5 else "")
-        raise BadInput(f"{source}: {len(leaked)} rows are also in the pool to be labelled: {named}")
-    return Gold(tuple(ids), tuple(groups), indices)
+        raise BadInput(f"{source}: {len(leaked)} rows are also in the pool that is trained on: {named}")
 
 
 def candidates() -> dict[str, Fit]:

@@ -1,8 +1,15 @@
 """Ballots: asking every voter about rows of one schema, and stacking the answers for label.vote.
 
-A head answers from one vector; any other model (instruct, guard, endpoint) is asked by `score` over the labels, through
-the policy's `voter` template, one question at a time. A model that fails on a row abstains there, and the failure is
-counted.
+A voter is a role, or a role and a template ("voter-2:moderation_full"): each template of a model has a vote of its own.
+
+* A head answers from one vector.
+* The template `voter` asks by `score` over the labels, one question at a time: probabilities.
+* Any other template asks for the whole answer in words, greedily. What cannot be read is an abstention, never a guess;
+  the answer itself is kept in `raw` either way. Generative guards are asked so.
+* A streaming guard votes with its verdict at the end of the user's turn, or with the worst severity that its tokens
+  hold twice running.
+
+A model that fails on a row abstains there, and the failure is counted.
 """
 
 from __future__ import annotations
@@ -12,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from label.verdict import render_conversation
+from label.scores import token_severity
+from label.verdict import moderation_prompt, parse_verdict, render_conversation
 from label.vote import Ballots
-from ray_jobs.engine import Failure, Scores
+from ray_jobs.engine import Failure, Sampling, Scores
 from ray_jobs.step import Failed, Work
+from ray_jobs.stream_guard import label_maps
 from ray_jobs.voters import conversation, item_text, side_categories
-from synth.ids import row_id
+from synth.ids import row_id, seed_for
 from synth.policy import Policy, render
 
 
@@ -26,16 +35,46 @@ def voter_roles(work: Work) -> list[str]:
     return sorted(role for role in work.engines.roles if role.rpartition("-")[0] == "voter")
 
 
+SCORED = "voter"  # the template whose answers are scored; all others are answered in words
+ANSWER = Sampling(max_tokens=64, temperature=0.0)
+
+
+def voter_names(work: Work, templates: Sequence[str]) -> list[str]:
+    """The voters of all voter roles: a head or a streaming guard has one vote, any other model one per template, a
+    generative guard only for those that it was trained to answer."""
+    names = []
+    for role in voter_roles(work):
+        kind = work.engines.get(role).model.kind
+        told = [name for name in templates if name != SCORED or kind != "gen_guard"]
+        if kind in ("head", "stream_guard"):
+            names.append(role)
+        else:
+            names += [role if name == SCORED else f"{role}:{name}" for name in told or ["moderation_full"]]
+    return names
+
+
+def calls_per_row(work: Work, voter: str, side: str) -> int:
+    """How often a voter's model is asked about one row."""
+    role, _, template = voter.partition(":")
+    scored = not template and work.engines.get(role).model.kind not in ("head", "stream_guard")
+    return 2 + (work.policy.refusal and side == "response") if scored else 1
+
+
 def ask_voters(
-    work: Work, rows: list[dict[str, Any]], roles: Sequence[str], failed: list[Failed]
+    work: Work, rows: list[dict[str, Any]], voters: Sequence[str], failed: list[Failed]
 ) -> list[dict[str, Any]]:
     """Ballot rows of every given voter on every row (id, group_id, side, prompt, history, response, thinking)."""
     ballots = []
     for side in work.policy.sides:
         here = [row for row in rows if row["side"] == side]
-        for role in roles if here else []:
-            ask = ask_head if work.engines.get(role).model.kind == "head" else ask_model
-            ballots += ask(work, role, side, here, failed)
+        for voter in voters if here else []:
+            role, _, template = voter.partition(":")
+            kind = work.engines.get(role).model.kind
+            if template:
+                ballots += ask_in_words(work, voter, side, here, failed)
+            else:
+                ask = {"head": ask_head, "stream_guard": ask_stream}.get(kind, ask_model)
+                ballots += ask(work, role, side, here, failed)
     return ballots
 
 
@@ -86,6 +125,60 @@ def ask_model(
         read = {q: list(a.probabilities) for q, a in answers.items() if isinstance(a, Scores)}
         refusal = read["refusal"][0] if "refusal" in read else None
         ballots.append(ballot_row(row, role, side, read["severity"], read["category"], refusal))
+    return ballots
+
+
+def ask_in_words(
+    work: Work, voter: str, side: str, rows: list[dict[str, Any]], failed: list[Failed]
+) -> list[dict[str, Any]]:
+    """The whole verdict as a text, one call a row; an unreadable one is an abstention with its text kept."""
+    policy, (role, _, template) = work.policy, voter.partition(":")
+    prompts: list[Any] = []
+    for row in rows:
+        turns = conversation(side, row["prompt"], row["history"], row["response"], row["thinking"])
+        prompts.append([{"role": "user", "content": moderation_prompt(policy, side, turns, template)}])
+    seeds = [seed_for(work.seed, row["id"], 0) for row in rows]
+    answers = work.engines.get(role).generate(prompts, ANSWER, seeds)
+    ballots = []
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, Failure):
+            failed.append(Failed(row["id"], row["group_id"], f"{voter}: {answer.reason}", answer.raw))
+            ballots.append(ballot_row(row, voter, side))
+            continue
+        told = parse_verdict(answer.text, policy, side)
+        ballot = ballot_row(row, voter, side)
+        if told is not None:
+            severity = [float(name == told.severity) for name in policy.severity_names]
+            category = [float(name in told.categories) for name in side_categories(policy, side)]
+            refusal = None if told.refusal is None else float(told.refusal)
+            ballot = ballot_row(row, voter, side, severity, category, refusal)
+        ballots.append(ballot | {"raw": answer.text})
+    return ballots
+
+
+def ask_stream(
+    work: Work, role: str, side: str, rows: list[dict[str, Any]], failed: list[Failed]
+) -> list[dict[str, Any]]:
+    """A streaming guard's verdicts. It says nothing on refusal, and names a response's category at its worst token."""
+    policy = work.policy
+    names, order = list(policy.severity_names), label_maps(policy)["risks"]
+    turns = [conversation(side, row["prompt"], row["history"], row["response"]) for row in rows]
+    ballots = []
+    for row, answer in zip(rows, work.engines.get(role).score_tokens(turns), strict=True):
+        if isinstance(answer, Failure):
+            failed.append(Failed(row["id"], row["group_id"], f"{role}: {answer.reason}", answer.raw))
+            ballots.append(ballot_row(row, role, side))
+            continue
+        if side == "prompt":
+            severity = [float(answer.query_risk[order.index(name)]) for name in names]
+            category = answer.query_category
+        else:
+            worst = token_severity(policy, order, answer.risk)
+            severity = [float(name == worst) for name in names]
+            category = np.zeros(answer.category.shape[1])
+            for at in np.flatnonzero(answer.risk.argmax(axis=1) == order.index(worst))[:1]:
+                category = answer.category[at]
+        ballots.append(ballot_row(row, role, side, severity, [float(value) for value in category]))
     return ballots
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from label.audit import audit
 from label.vote import Combiner, check_gold, fit_combiner
-from ray_jobs.ballots import ask_voters, stack_ballots, voter_roles
+from ray_jobs.ballots import ask_voters, calls_per_row, stack_ballots, voter_names
 from ray_jobs.step import Failed, Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.voters import BALLOT
@@ -29,15 +29,17 @@ COMBINER = table_schema(
 @dataclass(frozen=True)
 class CombinerConfig:
     """`target_precision` sets the abstain band; the run warns when F1 on gold is under `target_f1`; `repeats` is how
-    often the combiners are compared by cross-validation."""
+    often the combiners are compared by cross-validation. `templates`: what language models are asked through, each a
+    voter of its own (ray_jobs.ballots)."""
 
     target_precision: float = 0.9
     target_f1: float = 0.9
     repeats: int = 2
+    templates: tuple[str, ...] = ("voter",)
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
-    return [policy.slice_labels(), policy.slice_templates("voter")]
+    return [policy.slice_labels(), policy.slice_templates("voter", "moderation_short", "moderation_full")]
 
 
 def step(config: CombinerConfig) -> Step:
@@ -56,7 +58,7 @@ def step(config: CombinerConfig) -> Step:
 def run(work: Work) -> Output:
     """Ballots of every voter on the gold rows, then one fitted combiner per side."""
     rows = [row for row in work.read("gold").to_pylist() if row["split"] == "fit"]
-    voters = voter_roles(work)
+    voters = voter_names(work, work.config.templates)
     failed: list[Failed] = []
     heads = {role: head_features(work, role) for role in voters if is_head(work, role)}
     ballots = [
@@ -71,7 +73,7 @@ def run(work: Work) -> Output:
 
 
 def is_head(work: Work, role: str) -> bool:
-    return work.engines.get(role).model.kind == "head"
+    return ":" not in role and work.engines.get(role).model.kind == "head"
 
 
 def head_features(work: Work, role: str) -> str:
@@ -104,7 +106,11 @@ def fit_side(
             stacked,
             gold,
             violating,
-            slices={"language": [row["language"] for row in here]},
+            slices={
+                "language": [row["language"] for row in here],
+                "category": [next(iter(row["categories"]), "none") for row in here],
+            },
+            costs={voter: calls_per_row(work, voter, side) for voter in voters},
             target_f1=work.config.target_f1,
             target_precision=work.config.target_precision,
             repeats=work.config.repeats,

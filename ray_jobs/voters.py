@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from label.verdict import render_conversation
+from label.vote import refuse_leaked
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT, checkpoint_row
 from ray_jobs.store import table_schema
@@ -167,12 +168,21 @@ def _indices(known: list[bool], values: list[int]) -> np.ndarray:
 
 
 def run(work: Work) -> Output:
-    """Fit one head per kind of features; out-of-fold ballots of the gold rows beside them."""
-    gold = gold_items([row for row in work.read("gold").to_pylist() if row["split"] == "fit"])
+    """Fit one head per kind of features; out-of-fold ballots of the gold rows beside them. BadInput when a labelled
+    seed or import is also a gold row."""
+    every = work.read("gold").to_pylist()
+    gold = gold_items([row for row in every if row["split"] == "fit"])
     if not gold:
         return Output({"voters": []})
     written = written_items(
         work.read("seeds").to_pylist(), work.read("written_responses").to_pylist(), work.policy.mildest
+    )
+    texts = [(item.side, plain(item.text)) for item in gold_items(every)]
+    refuse_leaked(
+        [row["id"] for row in every],
+        texts,
+        {(item.side, plain(item.text)) for item in written},
+        work.policy.gold,
     )
     if work.config.written:
         order = sorted(written, key=lambda item: stable_hash(work.seed, item.id))
@@ -184,6 +194,11 @@ def run(work: Work) -> Output:
         ballots += out_of_fold(work, features, gold, written, vectors)
         checkpoints.append(fit_and_store(work, features, [*gold, *written], vectors))
     return Output({"voters": checkpoints, "head_ballots": ballots})
+
+
+def plain(text: str) -> str:
+    """A text as leakage compares it: case and white space aside."""
+    return " ".join(text.casefold().split())
 
 
 def feature_vectors(work: Work, features: str, texts: list[str]) -> np.ndarray:

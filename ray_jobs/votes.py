@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from label.vote import Combiner, combine, combine_categories, combine_refusal
 from ray_jobs import human_labels
-from ray_jobs.ballots import ask_voters, stack_ballots, voter_roles
+from ray_jobs.ballots import ask_voters, stack_ballots
 from ray_jobs.combiner import read_combiners
 from ray_jobs.seeds import MESSAGES
 from ray_jobs.step import Cut, Failed, Output, Step, Work
@@ -56,7 +56,7 @@ class VotesConfig:
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
-    return [policy.slice_labels(), policy.slice_templates("voter")]
+    return [policy.slice_labels(), policy.slice_templates("voter", "moderation_short", "moderation_full")]
 
 
 def step(config: VotesConfig, sides: tuple[str, ...]) -> Step:
@@ -79,11 +79,11 @@ def run(work: Work) -> Output:
     """Ballots, then labels, for one unit's prompts and responses."""
     rows = [sample_row(row, "prompt") for row in unit_rows(work, "deduped")]
     rows += [sample_row(row, "response") for row in unit_rows(work, "responses")]
-    voters = voter_roles(work)
+    combiners = read_combiners(work)
+    voters = list(combiners[work.policy.sides[0]].voters)  # both sides ask the same
     failed: list[Failed] = []
     asked = [row for row in rows if work.config.people or not row["human"]]
     ballots = ask_voters(work, asked, voters, failed)
-    combiners = read_combiners(work)
     for side in work.policy.sides:
         here = [row for row in rows if row["side"] == side]
         if here:

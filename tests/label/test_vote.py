@@ -186,7 +186,7 @@ def test_bad_gold_is_refused_with_the_row_named():
         check_gold(ids, groups, ["Safe", "Bad"], SEVERITIES, VIOLATING, source="gold.jsonl")
     with pytest.raises(BadInput, match="one class"):
         check_gold(ids, groups, ["Unsafe", "Controversial"], SEVERITIES, VIOLATING)
-    with pytest.raises(BadInput, match="1 rows are also in the pool to be labelled: b"):
+    with pytest.raises(BadInput, match="1 rows are also in the pool that is trained on: b"):
         check_gold(ids, groups, ["Safe", "Unsafe"], SEVERITIES, VIOLATING, pool_groups=["x", "h"])
     assert check_gold(ids, groups, ["Safe", "Unsafe"], SEVERITIES, VIOLATING).labels.tolist() == [0, 2]
 

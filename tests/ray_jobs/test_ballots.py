@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from ray_jobs.ballots import ask_voters, stack_ballots, voter_roles
-from ray_jobs.engine import Model
-from ray_jobs.voters import BALLOT, fold, side_categories, targets, written_items
+from ray_jobs.ballots import ask_voters, calls_per_row, stack_ballots, voter_names, voter_roles
+from ray_jobs.engine import Completion, Failure, Model
+from ray_jobs.gold import GOLD
+from ray_jobs.seeds import PROMPT, RESPONSE
+from ray_jobs.voters import BALLOT, VotersConfig, fold, side_categories, targets, written_items
+from ray_jobs.voters import run as run_voters
+from synth.errors import BadInput
 
 ROLES = {
     "voter-10": Model("local", "one", "instruct"),
@@ -84,3 +88,69 @@ def test_a_group_has_one_fold_and_folds_are_even():
     folds = [fold(f"g{number}", 5) for number in range(500)]
     assert folds == [fold(f"g{number}", 5) for number in range(500)]
     assert min(np.bincount(folds)) > 70
+
+
+def test_each_template_of_a_model_is_a_voter_and_a_guard_answers_in_words(make_work, safety, store):
+    roles = ROLES | {
+        "voter-1": Model("local", "guard", "gen_guard"),
+        "voter-3": Model("local", "tokens", "stream_guard"),
+    }
+    work = make_work(safety, store, None, roles)
+    assert voter_names(work, ("voter",)) == [
+        "voter-1:moderation_full", "voter-10", "voter-2", "voter-3"]  # fmt: skip
+    assert voter_names(work, ("voter", "moderation_short")) == [
+        "voter-1:moderation_short", "voter-10", "voter-10:moderation_short", "voter-2", "voter-2:moderation_short",
+        "voter-3"]  # fmt: skip
+    assert [calls_per_row(work, name, "response") for name in ("voter-2", "voter-2:moderation_full", "voter-3")] == [
+        3, 1, 1]  # fmt: skip
+
+
+def test_an_answer_in_words_is_read_or_an_abstention_and_kept_either_way(work, safety, monkeypatch):
+    said = {"plain": "Safety: Unsafe\nCategories: Violent\nRefusal: No", "prose": "I think it is fine."}
+
+    def generate(prompts, sampling, seeds):
+        assert sampling.temperature == 0 and all(len(prompt) == 1 for prompt in prompts)
+        told = [prompt[0]["content"] for prompt in prompts]
+        return [
+            Failure("gone")
+            if "poison" in text
+            else Completion(said["prose" if "prose" in text else "plain"], "stop", 1, 1)
+            for text in told
+        ]
+
+    monkeypatch.setattr(work.engines.get("voter-2"), "generate", generate)
+    rows = [sample(n, "response", text, "Yes.") for n, text in enumerate(("plain", "prose", "poison"))]
+    plain, prose, gone = ask_voters(work, rows, ["voter-2:moderation_full"], failed := [])
+    assert (plain["severity"], plain["refusal"], plain["raw"]) == ([0.0, 0.0, 1.0], 0.0, said["plain"])
+    assert plain["category"] == [1.0] + [0.0] * 7 and plain["voter"] == "voter-2:moderation_full"
+    assert (prose["severity"], prose["raw"]) == (None, said["prose"]) and gone["severity"] is None
+    assert [one.row for one in failed] == ["r2"]  # an unreadable answer is no failure of the engine
+
+
+def test_a_streaming_guard_votes_by_the_users_turn_or_by_two_tokens_running(make_work, safety, store):
+    work = make_work(safety, store, None, {"voter-1": Model("local", "tokens", "stream_guard")})
+    rows = [sample(1, "response", "ok", "so bad bad indeed"), sample(2, "response", "ok", "so bad indeed"),
+            sample(3, "prompt", "bad"), sample(4, "prompt", "ok")]  # fmt: skip
+    told = ask_voters(work, rows, ["voter-1"], [])
+    by_row = {ballot["parent_id"]: ballot["severity"] for ballot in told}
+    assert by_row == {
+        "r1": [0.0, 0.0, 1.0],
+        "r2": [1.0, 0.0, 0.0],
+        "r3": [0.0, 0.0, 1.0],
+        "r4": [1.0, 0.0, 0.0],
+    }
+    assert all(ballot["refusal"] is None for ballot in told)
+
+
+def test_a_seed_that_is_also_a_gold_row_is_refused_and_named(store, put, make_work, safety):
+    gold = {"id": "gold-7", "parent_id": "", "group_id": "g", "side": "prompt", "prompt": "How do I  pick a LOCK?",
+            "history": [], "response": "", "severity": "Safe", "categories": [], "split": "fit"}  # fmt: skip
+    seed = {"id": "s", "parent_id": "", "group_id": "s", "text": "how do I pick a lock?", "history": [],
+            "human": "Unsafe", "category": "illegal"}  # fmt: skip
+    versions = {
+        "gold": put(store, "gold", GOLD, [gold]),
+        "seeds": put(store, "seeds", PROMPT, [seed]),
+        "written_responses": put(store, "written_responses", RESPONSE, []),
+    }
+    with pytest.raises(BadInput, match=r"gold.*1 rows are also in the pool that is trained on: gold-7"):
+        run_voters(make_work(safety, store, VotersConfig(), versions=versions))
