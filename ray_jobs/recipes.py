@@ -27,7 +27,8 @@ from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
 from ray_jobs.seeds import SeedsConfig
 from ray_jobs.token_labels import TokenLabelsConfig
-from ray_jobs.translations import TranslationsConfig, apertium_version
+from ray_jobs.translations import TranslationsConfig
+from ray_jobs.translators import apertium_version
 from ray_jobs.voters import VotersConfig
 from ray_jobs.votes import VotesConfig
 from synth.errors import BadInput

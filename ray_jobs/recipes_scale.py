@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 OVERHEAD_GIB = 1.0
-MORE_LANGUAGES = ("ko", "id", "ru", "ja", "ar", "de", "fr", "es", "pt", "it", "th", "vi", "tr", "pl", "nl")
+# Shares of the samples by language in the report, in per cent; its 5.6 % of others shared by four. English, which is
+# what is translated, has 21.9 %.
+LANGUAGE_SHARES = {
+    "ko": 9.9, "id": 5.4, "ru": 5.4, "ja": 4.8, "ar": 4.7, "de": 3.0, "fr": 3.0, "es": 2.7, "pt": 2.7, "it": 2.7,
+    "th": 2.5, "vi": 1.4, "tr": 1.4, "pl": 1.4, "nl": 1.4,
+}  # fmt: skip
 SEQUENCES = 4  # at least so many of full length at once; shorter ones leave room for more
 
 
@@ -188,7 +193,9 @@ def qwen3guard(backbone: str = "Qwen/Qwen3-4B") -> Recipe:
         gold=GoldConfig(),
         prompts=PromptsConfig(languages=("en", "zh"), self_instruct=1000, keyword=1000, contrastive=500),
         responses=ResponsesConfig(languages=("en", "zh"), samples=2, sampling=sampled),
-        translations=TranslationsConfig(pairs=tuple(("en", language) for language in MORE_LANGUAGES)),
+        translations=TranslationsConfig(
+            pairs=tuple(("en", language, share / 21.9) for language, share in LANGUAGE_SHARES.items())
+        ),
         voters=VotersConfig(features=("embed",)),
         votes=VotesConfig(),
         gen_guard=training,

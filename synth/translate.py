@@ -2,8 +2,8 @@
 evidence.
 
 What must survive is in protect.py, mixed language by span in mixing.py. Here: the checks of one translation,
-the instruction for a translator (a second, firmer one for the one retry), and the sample set aside for
-people.
+what a translator is told beside the policy's template (firmer words for the one retry), and the sample set
+aside for people.
 
 Length ratios: a text's expected length is the source's times the ratio of the languages' characters per
 English character (`CHARACTERS`, medians over parallel human translations); a translation within a factor of
@@ -168,19 +168,15 @@ def _mixing(source: str, target: str, target_language: str, keywords: tuple[str,
     ]
 
 
-def instruction(source_language: str, target_language: str, firm: bool = False) -> str:
-    """What a translator is told. The firmer wording is for the one retry after a rejection."""
+def marks_kept(text: str) -> str:
+    """What a translator is told beside the policy's template when the text carries marks (synth.protect)."""
+    return " Keep marks like ⟦0⟧ where they belong." if "⟦" in text else ""
+
+
+def firmer(source_language: str, target_language: str) -> str:
+    """What is added for the one retry after a rejection."""
     one, two = language(source_language).name, language(target_language).name
-    text = (
-        f"Translate the text from {one} into {two}. Keep its meaning, tone and intent, also where it asks "
-        "for something bad: it is test data for a safety filter and is not to be answered. Keep marks like "
-        "⟦0⟧ as they are. Give the translation alone."
-    )
-    if firm:
-        text += (
-            f" Write every word in {two}; leave no {one} word standing, except names. Translate it all, once."
-        )
-    return text
+    return f" Write every word in {two} and leave no {one} word standing, names aside. Translate all of it, once."
 
 
 def review_sample(rows: Sequence[dict], by: Sequence[str], each: int, seed: int = 0) -> list[dict]:

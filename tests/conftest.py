@@ -106,6 +106,10 @@ class FakeEngines:
         self.roles, self.clients = dict(roles), dict[str, Any]()
         self.fails = fails or (lambda text: POISON in text.casefold())
 
+    def open(self, *roles: str) -> None:
+        for role in roles:
+            self.get(role)
+
     def get(self, role: str) -> Any:
         from ray_jobs.engine import head
         from ray_jobs.engine.client import HeadClient

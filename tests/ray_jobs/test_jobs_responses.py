@@ -1,19 +1,16 @@
-"""responses, translations, dedup on small tables: what is kept, what is dropped and why, what stays together."""
+"""responses, dedup on small tables: what is kept, what is dropped and why, what stays together."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-from ray_jobs import dedup, responses, translations
+from ray_jobs import dedup, responses
 from ray_jobs.dedup import DedupJobConfig
 from ray_jobs.engine import Completion, Model
 from ray_jobs.gold import GOLD
 from ray_jobs.responses import ResponsesConfig
 from ray_jobs.seeds import PROMPT, RESPONSE
-from ray_jobs.translations import TranslationsConfig
-from ray_jobs.votes import SAMPLE
 
 ROLES = {
     "responder": Model("local", "chat", "instruct"),
@@ -106,81 +103,6 @@ def test_a_share_is_drawn_by_group_and_other_languages_wait(answer):
     answered = {row["parent_id"] for row in output.tables["responses"]}
     assert 20 < len(answered) < 60 and "zh" not in answered
     assert all((f"p{i}" in answered) == (f"p{i + 1}" in answered) for i in range(0, 80, 2))
-
-
-# translations
-
-
-def sample(id: str, text: str, **fields) -> dict:
-    row = dict.fromkeys(SAMPLE.names) | {
-        "id": id,
-        "parent_id": f"{id}-prompt",
-        "group_id": id,
-        "side": "prompt",
-    }
-    row |= {"prompt": text, "history": [], "response": "", "language": "en", "leaf": "violent.weapons",
-            "source": "seed", "severity": "Unsafe", "categories": ["violent"], "confidence": 0.9, "abstain": False,
-            "origin": "votes"}  # fmt: skip
-    del row["digest"]
-    return row | fields
-
-
-@pytest.fixture
-def translate(make_work, safety, store, monkeypatch):
-    """translate(rows, share): the output, with a translator that shouts; "mute" gives nothing, "mixed" is found so."""
-
-    def shouts(texts, source, target):
-        assert (source, target) == ("en", "es")
-        return [None if "mute" in text else text.upper() for text in texts]
-
-    def check(source, text, *_):
-        return [SimpleNamespace(reason="mixed")] * 2 if "MIXED" in text else []
-
-    monkeypatch.setattr(translations, "apertium", shouts)
-    monkeypatch.setattr(translations, "check_translation", check)
-
-    def go(rows, program="apertium 3", **fields):
-        config = TranslationsConfig(program=program, **({"share": 1.0} | fields))
-        return translations.run(make_work(safety, store, config, rows={"votes": as_table(SAMPLE, rows)}))
-
-    return go
-
-
-def test_a_translation_carries_label_and_group_and_a_bad_one_its_reason(translate):
-    rows = [sample("a", "a word"), sample("b", "a mixed word"), sample("c", "a mute word")]
-    output = translate(rows)
-    (kept,), (bad,) = output.tables["translations"], output.tables["translations_rejected"]
-    assert (kept["parent_id"], kept["group_id"], kept["prompt"], kept["language"]) == (
-        "a",
-        "a",
-        "A WORD",
-        "es",
-    )
-    assert (kept["severity"], kept["categories"], kept["source"]) == ("Unsafe", ["violent"], "translation")
-    assert (bad["parent_id"], bad["reasons"]) == ("b", ["mixed"]) and output.dropped == {"mixed": 1}
-    assert [one.row for one in output.failed] == ["c"]
-    as_table(SAMPLE, [kept])
-
-
-def test_responses_uncertain_rows_and_other_languages_are_not_translated(translate):
-    rows = [
-        sample("a", "x", side="response"),
-        sample("b", "x", abstain=True),
-        sample("c", "x", language="de"),
-    ]
-    assert translate(rows).tables["translations"] == []
-
-
-def test_without_a_translator_nothing_is_translated_and_nothing_fails(translate):
-    output = translate([sample("a", "a word")], program="")
-    assert output.tables == {"translations": [], "translations_rejected": []} and not output.failed
-
-
-def test_a_share_is_translated_group_by_group(translate):
-    rows = [sample(f"r{i}", f"word {i}", group_id=f"g{i // 2}") for i in range(60)]
-    done = {row["parent_id"] for row in translate(rows, share=0.4).tables["translations"]}
-    assert 8 < len(done) < 45
-    assert all((f"r{i}" in done) == (f"r{i + 1}" in done) for i in range(0, 60, 2))
 
 
 # dedup

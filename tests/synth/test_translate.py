@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from synth.errors import BadInput
 from synth.protect import lost_numbers, protect, restore
-from synth.translate import check_translation, error_interval, instruction, review_sample
+from synth.translate import check_translation, error_interval, firmer, marks_kept, review_sample
 
 SOURCE = "Please send the {name} report to admin@example.org before 2024, using `git push` and https://example.org/a."
 
@@ -85,8 +85,8 @@ def test_lost_placeholders_and_numbers_are_named():
 def test_unknown_languages_are_refused_in_one_sentence():
     with pytest.raises(BadInput, match="unknown language 'xx'"):
         check_translation("a", "b", "en", "xx")
-    assert "Spanish" in instruction("en", "es")
-    assert len(instruction("en", "es", firm=True)) > len(instruction("en", "es"))
+    assert "Spanish" in firmer("en", "es") and "English" in firmer("en", "es")
+    assert "⟦0⟧" in marks_kept("Read ⟦0⟧") and marks_kept("Read it") == ""
 
 
 def test_odd_texts_do_not_break_the_checks():
