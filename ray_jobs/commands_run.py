@@ -105,9 +105,9 @@ def report(options: argparse.Namespace) -> None:
 def vote(options: argparse.Namespace) -> None:
     """The combination beside the best voter and the majority, on gold rows, out of fold."""
     store = Store(options.root)
-    audits = {
-        row["side"]: json.loads(row["audit"]) for row in store.read(store.resolve("combiner").ref).to_pylist()
-    }
+    fitted = store.read(store.resolve("combiner").ref).to_pylist()
+    audits = {row["side"]: json.loads(row["audit"]) for row in fitted}
+    severities = json.loads(fitted[0]["combiner"])["severities"]
     if options.json:
         print_json(audits)
         return
@@ -123,11 +123,36 @@ def vote(options: argparse.Namespace) -> None:
         for warning in audit["warnings"]:
             print(f"  warning: {warning}", file=sys.stderr)
         for voter, told in audit["voters"].items() if options.audit else ():
-            print(
-                f"  {voter}: F1 {told['f1']:.3f}, abstains {told['abstained']:.1%}, adds {told.get('adds_f1', 0):+.3f}"
-            )
-            for truth, row in enumerate(told["confusion"]):
-                print(f"    true {truth}: {row}")
+            print_voter(voter, told)
+    if options.audit and "votes" in store.tables():
+        print_leaves(store, severities)
+
+
+def print_voter(voter: str, told: dict) -> None:  # type: ignore[type-arg]
+    """One voter's figures and confusions: true severities by row, voted ones and silence by column."""
+    print(
+        f"  {voter}: F1 {told['f1']:.3f}, abstains {told['abstained']:.1%}, adds {told.get('adds_f1', 0):+.3f}, "
+        f"{told['cost'] or 1:g} calls per row"
+    )
+    for truth, row in enumerate(told["confusion"]):
+        print(f"    true {truth}: {row}")
+    for attribute, values in told["by"].items():
+        for value, table in values.items():
+            print(f"    {attribute} {value}: {table}")
+
+
+def print_leaves(store: Store, severities: list[str]) -> None:
+    """The votes by leaf, those that agree least with what rows were written for first."""
+    from ray_jobs.vote_leaves import by_leaf
+
+    print(
+        f"confusion by leaf (rows: {', '.join(severities)} asked for or given by people; columns: voted, silent)"
+    )
+    for one in by_leaf(store, severities, store.resolve("votes")):
+        print(
+            f"  {one.leaf} {one.side}: {one.rows} rows, same {one.agree:.0%}, abstained {one.abstained:.0%}, "
+            f"alpha {one.alpha:.2f}  {one.confusion}"
+        )
 
 
 def show(options: argparse.Namespace) -> None:

@@ -24,7 +24,8 @@ from synth.ids import row_id
 from synth.policy import Policy
 
 # A labelled sample: the row that every later step reads. `severity`, `categories` and `refusal` are the label,
-# `origin` says who gave it (human, votes, and later steps' names), `confidence` is calibrated (1 for people).
+# `origin` says who gave it (human, votes, uncalibrated votes where there was no gold set, and later steps' names),
+# `confidence` is calibrated (1 for people; a share of votes where there was no gold set).
 SAMPLE_FIELDS = [
     pa.field("side", pa.string()),
     pa.field("prompt", pa.string()),
@@ -133,11 +134,12 @@ def label(
     categories = combine_categories(combiner, stacked, severity, work.config.category_threshold)
     refusal = combine_refusal(combiner, stacked) if stacked.refusal is not None else np.full(len(rows), -1)
     names = np.array(side_categories(policy, side), dtype=object)
+    voters_word = "votes" if combiner.calibrated else "uncalibrated votes"
     for i, row in enumerate(rows):
         voted = policy.severity_names[severity[i]]
         human = row["human"]
         row["severity"] = human or voted
-        row["origin"] = "human" if human else "votes"
+        row["origin"] = "human" if human else voters_word
         row["confidence"] = 1.0 if human else float(confidence[i])
         row["abstain"] = False if human else bool(abstain[i])
         voted_categories = names[categories[i]].tolist()

@@ -102,6 +102,7 @@ def _build(source: Source, config: ReportConfig) -> str:
         "coverage": coverage.coverage(source),
         "flow": flow.steps(source),
         "votes": labels.votes(source),
+        "leaves": labels.leaves(source),
         "controversial": labels.controversial(source),
         "distilled": labels.distilled(source),
         "tokens": labels.token_labels(source),

@@ -12,6 +12,7 @@ from label.vote import Combiner
 from ray_jobs.report import svg
 from ray_jobs.report.source import Source, quoted
 from ray_jobs.report.verdict import signed
+from ray_jobs.vote_leaves import LeafVotes, by_leaf
 
 CHANGE = ["row", "action", "old", "new", "probability_old", "probability_new"]
 COSTS = [
@@ -50,6 +51,14 @@ def vote_side(source: Source, row: dict[str, Any]) -> dict[str, Any]:
         "reliability": svg.reliability(audit["reliability"], f"Reliability of the labels of {row['side']}s"),
         "words": combination_words(audit),
     }
+
+
+def leaves(source: Source) -> list[tuple[LeafVotes, str]]:
+    """Every leaf's votes, worst first, and the name of its category."""
+    if "votes" not in source.versions:
+        return []
+    found = by_leaf(source.store, source.policy.severity_names, source.versions["votes"])
+    return [(one, source.category_of(one.leaf)) for one in found]
 
 
 def combination_words(audit: dict[str, Any]) -> list[str]:
