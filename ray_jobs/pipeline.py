@@ -60,15 +60,18 @@ def steps(recipe: Recipe, policy: Policy) -> list[Step]:
     return [*flow, report.step(recipe.report, flow)]
 
 
-def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) -> dict[str, TableVersion]:
-    """Run a recipe on a root, alone: every step to its committed version. BadInput for an unknown step."""
+def flow_until(recipe: Recipe, policy: Policy, until: str | None) -> list[Step]:
+    """The flow up to a step, that one included (None: all of it). BadInput for an unknown one."""
     flow = steps(recipe, policy)
     names = [step.name for step in flow]
     if until is not None and until not in names:
         raise BadInput(f"unknown step {until!r}; the recipe {recipe.name} has {', '.join(names)}")
-    if until is not None:
-        flow = flow[: names.index(until) + 1]
-    run = Run(
+    return flow[: names.index(until) + 1] if until else flow
+
+
+def run_of(recipe: Recipe, policy: Policy, root: str) -> Run:
+    """What a recipe's steps run with, on a root."""
+    return Run(
         Store(root),
         policy,
         recipe.seed,
@@ -78,6 +81,11 @@ def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) ->
         recipe.local_cpus,
         recipe.units,
     )
+
+
+def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) -> dict[str, TableVersion]:
+    """Run a recipe on a root, alone: every step to its committed version. BadInput for an unknown step."""
+    flow, run = flow_until(recipe, policy, until), run_of(recipe, policy, root)
     with run.store.lock():
         human_labels.ensure(run.store)
         return run_steps(flow, run)
