@@ -157,6 +157,7 @@ def one_card_roles() -> dict[str, Model]:
         "writer": early,
         "responder": early,
         "translator": early,
+        "translation_judge": early,
         "base_writer": vllm(
             "Qwen/Qwen3-1.7B-Base", "base", gpus=0.3, length=1024
         ),  # 3.8 + 0.4 + 1 of 6.6 GiB
@@ -219,6 +220,7 @@ def scale_roles(backbone: str) -> dict[str, Model]:
         "writer": many,
         "responder": many,
         "translator": many,
+        "translation_judge": many,
         "base_writer": vllm("Qwen/Qwen2.5-72B", "base", gpus=4),
         "reasoner": vllm("Qwen/QwQ-32B", "reasoning", gpus=2, length=8192),
         "embedder": vllm("Qwen/Qwen3-Embedding-0.6B", "embedder", length=2048),

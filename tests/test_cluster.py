@@ -202,7 +202,9 @@ def test_every_vllm_role_fits_a_node_type_in_cards_and_memory() -> None:
 def test_only_large_models_need_the_eight_gpu_nodes() -> None:
     roles = {role: node_types(model) for role, model in qwen3guard().roles.items() if model.engine == "vllm"}
     large = {role for role, types in roles.items() if types == ["gpu8"]}
-    assert large == {"writer", "responder", "translator", "base_writer", "reasoner", "teacher", "judge"}
+    assert large == {
+        "writer", "responder", "translator", "translation_judge", "base_writer", "reasoner", "teacher", "judge",
+    }  # fmt: skip
 
 
 def test_all_replicas_of_a_step_fit_the_largest_cluster() -> None:
