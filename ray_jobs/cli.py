@@ -42,6 +42,7 @@ def expected(problem: BaseException) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
+    from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
     from ray_jobs.commands_review import add_review
 
@@ -92,35 +93,6 @@ def add_run(commands: Any) -> None:
     one.add_argument("id", nargs="?")
     one.add_argument("-n", type=int, default=10)
     one.add_argument("--root", default="mill/local")
-
-
-def add_data(commands: Any) -> None:
-    from ray_jobs import commands_data as data
-
-    top = commands.add_parser("data", help="tables: ls, log, show, tag, untag, pull, diff, lineage, clean")
-    actions = top.add_subparsers(required=True, metavar="ACTION")
-    for name, command, about, arguments in (
-        ("ls", data.ls, "all tables and their newest versions", ()),
-        ("log", data.log, "every version of a table: who made it, from what, at what price", ("table",)),
-        ("show", data.show, "a version's schema and provenance", ("ref",)),
-        ("tag", data.tag, "name a version", ("ref", "tag")),
-        ("untag", data.untag, "take a name off", ("table", "tag")),
-        ("pull", data.pull, "fetch an exact version as files, verified and resumable", ("ref", "folder")),
-        ("diff", data.diff, "rows added, removed and changed between two versions", ("a", "b")),
-        ("lineage", data.lineage, "a row and all it was made from, back to the seed", ("ref", "id")),
-        ("clean", data.clean, "remove versions beyond the newest N that nothing refers to", ("keep",)),
-    ):
-        one = add(actions, name, command, about)
-        for argument in arguments:
-            one.add_argument(argument, type=int if argument == "keep" else str)
-        one.add_argument("--root", default="mill/local", help="where tables live; default: mill/local")
-        one.add_argument("--json", action="store_true", help="print JSON")
-        if name == "pull":
-            one.add_argument("--format", choices=("parquet", "jsonl", "lance"), default="parquet")
-        if name == "lineage":
-            one.add_argument("--children", action="store_true", help="what was made from the row instead")
-        if name == "clean":
-            one.add_argument("--dry-run", action="store_true")
 
 
 def add_files(commands: Any) -> None:

@@ -5,9 +5,54 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from typing import Any
 
-from ray_jobs.cli import print_json
+from ray_jobs.cli import add, print_json
 from ray_jobs.store import Store, TableVersion
+from synth.errors import BadInput
+
+
+def add_data(commands: Any) -> None:
+    top = commands.add_parser(
+        "data",
+        help="tables: ls, log, show, tag, untag, pull, push, diff, lineage, exclude, compact, clean",
+    )
+    actions = top.add_subparsers(required=True, metavar="ACTION")
+    for name, command, about, arguments in (
+        ("ls", ls, "all tables and their newest versions", ()),
+        ("log", log, "every version of a table: who made it, from what, at what price", ("table",)),
+        ("show", show, "a version's schema and provenance", ("ref",)),
+        ("tag", tag, "name a version", ("ref", "tag")),
+        ("untag", untag, "take a name off", ("table", "tag")),
+        ("pull", pull, "fetch an exact version as files, verified and resumable", ("ref", "folder")),
+        ("push", push, "copy an exact version into another store (a folder or s3://…)", ("ref", "target")),
+        ("diff", diff, "rows added, removed and changed between two versions", ("a", "b")),
+        ("lineage", lineage, "a row and all it was made from, back to the seed", ("ref", "id")),
+        ("exclude", exclude, "drop rows and all that was made from them, as new versions", ("table",)),
+        ("compact", compact, "the newest version's rows in few files, as a new version", ("table",)),
+        ("clean", clean, "remove versions beyond the newest N that nothing refers to", ("keep",)),
+    ):
+        one = add(actions, name, command, about)
+        for argument in arguments:
+            one.add_argument(argument, type=int if argument == "keep" else str)
+        one.add_argument("--root", default="mill/local", help="where tables live; default: mill/local")
+        one.add_argument("--json", action="store_true", help="print JSON")
+        _add_options(one, name)
+
+
+def _add_options(one: argparse.ArgumentParser, name: str) -> None:
+    """What only one of the actions takes."""
+    if name == "pull":
+        one.add_argument("--format", choices=("parquet", "jsonl", "lance"), default="parquet")
+    if name == "push":
+        one.add_argument("--lineage", action="store_true", help="with all that the version was made from")
+    if name == "lineage":
+        one.add_argument("--children", action="store_true", help="what was made from the row instead")
+    if name == "exclude":
+        one.add_argument("where", nargs="+", metavar="COLUMN=VALUE", help="which rows: all must hold")
+        one.add_argument("--reason", required=True, help="why, for the record")
+    if name in ("clean", "exclude"):
+        one.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
 
 
 def ls(options: argparse.Namespace) -> None:
@@ -77,6 +122,16 @@ def pull(options: argparse.Namespace) -> None:
         )
 
 
+def push(options: argparse.Namespace) -> None:
+    store, target = Store(options.root), Store(options.target)
+    made = store.push_lineage(options.ref, target) if options.lineage else [store.push(options.ref, target)]
+    if options.json:
+        print_json([summary(version) for version in made])
+        return
+    for version in made:
+        print(f"{version.provenance.origin} -> {target.root}#{version.ref}: {version.rows} rows, verified")
+
+
 def diff(options: argparse.Namespace) -> None:
     found = Store(options.root).diff(options.a, options.b)
     if options.json:
@@ -104,6 +159,36 @@ def lineage(options: argparse.Namespace) -> None:
         print(f"{row.ref:<22} {row.id}  {kind:<14} {' '.join(str(told[0]).split())[:100] if told else ''}")
 
 
+def exclude(options: argparse.Namespace) -> None:
+    where: dict[str, str] = {}
+    for told in options.where:
+        column, is_given, value = told.partition("=")
+        if not is_given:
+            raise BadInput(f"{told!r} is no condition: COLUMN=VALUE, as source=import or id=…")
+        where[column] = value
+    done = Store(options.root).exclude(options.table, where, options.reason, options.dry_run)
+    if options.json:
+        print_json(asdict(done))
+        return
+    print(f"{done.chosen} rows of {options.table} named; with what was made from them:")
+    for name, count in done.rows.items():
+        made = done.versions[name]
+        print(f"  {name}: {count} rows {'would go' if options.dry_run else f'gone in {made}'}")
+    for ref in done.trained:
+        print(f"  {ref} was trained on some of them, and does not forget: run the recipe again")
+
+
+def compact(options: argparse.Namespace) -> None:
+    version = Store(options.root).compact(options.table)
+    if options.json:
+        print_json(summary(version))
+    else:
+        same = version.provenance.same_as
+        print(f"{version.ref}: {version.rows} rows{f', the same as {same}' if same else ''}")
+
+
 def clean(options: argparse.Namespace) -> None:
-    for ref in Store(options.root).cleanup(options.keep, dry_run=options.dry_run):
-        print(ref)
+    store = Store(options.root)
+    with store.lock():
+        for ref in store.cleanup(options.keep, dry_run=options.dry_run):
+            print(ref)

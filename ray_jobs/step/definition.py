@@ -131,7 +131,7 @@ def step_identity(
 ) -> str:
     """The hash that names this step's output: config, policy slice, exact input versions, weights, revision."""
     inputs = {
-        name: f"{versions[name].ref}:{versions[name].provenance.identity}"
+        name: f"{versions[name].content_ref}:{versions[name].provenance.identity}"
         for name in (*step.inputs, *step.sides)
     }
     return stable_hash(recipe_of(step, seed, weights), step.reads(policy, None), inputs)

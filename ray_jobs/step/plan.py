@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray_jobs.step.definition import Step, Work, resolve_roles, step_identity
 from ray_jobs.step.run import Run, committed
 from ray_jobs.step.units import FACTS, Unit, cut_units, finished, read_facts, to_table
-from ray_jobs.store import TableVersion, row_digests
+from ray_jobs.store import TableVersion, row_digests, without
 from synth.errors import BadInput
 
 Changed = frozenset[tuple[str, ...]] | None  # the facts of rows that may change; None: of any row
@@ -117,7 +117,8 @@ def _changed_rows(step: Step, run: Run) -> dict[str, Changed]:
 
     work = Work("all", "", {}, step.config, run.policy, run.seed, Engines({}), run.store, {})
     made = step.run(work).tables
-    rows = {name: to_table(made.get(name, []), schema) for name, schema in step.tables.items()}
+    gone = run.store.excluded_ids()
+    rows = {name: without(to_table(made.get(name, []), s), gone) for name, s in step.tables.items()}
     return {name: _differing(run, name, table) for name, table in rows.items()}
 
 

@@ -145,7 +145,7 @@ def run_step(step: Step, run: Run) -> dict[str, TableVersion]:
     run.opened.append(engines)
     work = Work("all", identity, {}, step.config, run.policy, run.seed, engines, run.store, versions)
     records = list(_records(step, run, work, weights))
-    return _commit(step, run, identity, versions, records)
+    return _commit(step, run, identity, versions, weights, records)
 
 
 def committed(store: Store, step: Step, identity: str) -> dict[str, TableVersion]:
@@ -210,17 +210,24 @@ def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Itera
 
 
 def _commit(
-    step: Step, run: Run, identity: str, versions: Mapping[str, TableVersion], records: list[dict[str, Any]]
+    step: Step,
+    run: Run,
+    identity: str,
+    versions: Mapping[str, TableVersion],
+    weights: Mapping[str, str],
+    records: list[dict[str, Any]],
 ) -> dict[str, TableVersion]:
     """Check the error budget (above it only the quarantine is committed), then side tables, then the main one, which is
     the step's success."""
     fragments, totals = add_up(records)
+    bound = resolve_roles(step, run.roles)
     provenance = Provenance(
         step=step.name,
         identity=identity,
         config=identifying(step.config),
         policy_hash=stable_hash(step.reads(run.policy, None)),
         inputs={name: version.ref for name, version in versions.items()},
+        models={role: f"{model.name} ({weights[role]})" for role, model in bound.items()},
         code_revision=run.code_revision,
         counts={
             "in": totals["in"],

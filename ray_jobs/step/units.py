@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ray_jobs.step.definition import Failed, Output, Step, Work, recipe_of
-from ray_jobs.store import Store, TableVersion, table_schema
+from ray_jobs.store import Store, TableVersion, table_schema, without
 from synth.ids import row_id, stable_hash
 
 if TYPE_CHECKING:
@@ -127,9 +127,14 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
     unknown = set(output.tables) - set(step.tables)
     assert not unknown, f"{step.name} wrote undeclared tables {sorted(unknown)}"
     quarantine = _quarantined(output.failed, identity)
+    excluded = store.excluded_ids()
+    dropped = Counter(output.dropped)
     named = [(name, schema, output.tables.get(name, [])) for name, schema in step.tables.items()]
     for name, schema, rows in [*named, (f"{step.name}_quarantine", QUARANTINE, quarantine)]:
-        table = to_table(rows, schema)
+        made = to_table(rows, schema)
+        table = without(made, excluded)
+        if name == step.main and table.num_rows < made.num_rows:
+            dropped["excluded"] += made.num_rows - table.num_rows
         counts[name] = table.num_rows
         fragments[name] = store.write_fragments(name, table, schema) if table.num_rows else []
     return {
@@ -138,7 +143,7 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
         "rows": counts,
         "in": rows_in,
         "failed": len(output.failed),
-        "dropped": dict(sorted(output.dropped.items())),
+        "dropped": dict(sorted(dropped.items())),
         "usage": {},
         "seconds": 0.0,
     }

@@ -12,6 +12,7 @@ Under the root: `tables/NAME.lance`, `artifacts/NAME-HASH` (write-once folders),
 
 from ray_jobs.store.diff import Diff
 from ray_jobs.store.digest import row_digests
+from ray_jobs.store.exclude import Excluded, without
 from ray_jobs.store.lineage import LineageRow
 from ray_jobs.store.provenance import Busy, Provenance, StoreError, TableVersion
 from ray_jobs.store.pull import verify_pull
@@ -21,6 +22,7 @@ from ray_jobs.store.tables import table_schema
 __all__ = [
     "Busy",
     "Diff",
+    "Excluded",
     "LineageRow",
     "Provenance",
     "Store",
@@ -29,4 +31,5 @@ __all__ = [
     "row_digests",
     "table_schema",
     "verify_pull",
+    "without",
 ]

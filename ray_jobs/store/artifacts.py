@@ -66,6 +66,15 @@ def get_folder(root: Root, uri: str, sha256: str) -> str:
     return str(path)
 
 
+def copy_folder(root: Root, target: Root, uri: str, sha256: str) -> None:
+    """Stores a root's folder in another root, at the same path. StoreError when its content is not `sha256`."""
+    relative = uri.removeprefix(f"{root.address}/")
+    name = relative.removeprefix("artifacts/").removesuffix(f"-{sha256[:16]}")
+    path, arrived = put_folder(target, get_folder(root, uri, sha256), name)
+    if (path, arrived) != (relative, sha256):
+        raise StoreError(f"the copy of {uri} under {target.address} is not what was stored: checksums differ")
+
+
 def folder_sha256(folder: Path) -> str:
     """The sha256 over the sorted relative paths and the bytes of all files."""
     total = hashlib.sha256()

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_jobs.store.provenance import StoreError
+
 DIGEST_COLUMN = "digest"
 _BATCH_ROWS = 16_384  # bounds the encoded copy; beyond 8k rows the batch size no longer shows in the speed
 _CELL = np.dtype([("valid", "u1"), ("word", "<u8")])
@@ -39,6 +41,14 @@ def row_digests(table: pa.Table) -> pa.Array:
             state.update(data[offsets[i] : offsets[i + 1]])
             digests.append(state.hexdigest())
     return pa.array(digests, pa.string())
+
+
+def check_digests(ref: str, rows: pa.Table) -> pa.Table:
+    """`rows`, each with its stored digest. StoreError names the first that differs."""
+    bad = rows.column("id").filter(pc.not_equal(row_digests(rows), rows.column(DIGEST_COLUMN)))
+    if len(bad):
+        raise StoreError(f"{ref} is damaged: row {bad[0]} and {len(bad) - 1} more differ from their digests")
+    return rows
 
 
 def encode_column(column: pa.Array | pa.ChunkedArray) -> pa.LargeBinaryArray:

@@ -80,7 +80,7 @@ def _upstream(store: "Store", at: TableVersion, row: LineageRow) -> tuple[TableV
 def _places(store: "Store", at: TableVersion) -> Iterator[TableVersion]:
     """Where a row's parent may stand, nearest first."""
     yield at
-    yield from _all_inputs(store, at)
+    yield from all_inputs(store, at)
     for name in store.tables():
         beside = store.find(name, at.provenance.identity) if name != at.name else None
         if beside is not None:
@@ -100,7 +100,7 @@ def _inputs(store: "Store", at: TableVersion) -> list[TableVersion]:
     return there
 
 
-def _all_inputs(store: "Store", at: TableVersion) -> list[TableVersion]:
+def all_inputs(store: "Store", at: TableVersion) -> list[TableVersion]:
     """Inputs, their inputs and so on, nearest first."""
     ordered: dict[str, TableVersion] = {}
     queue = deque(_inputs(store, at))

@@ -22,13 +22,19 @@ class Busy(StoreError):
     """Another run holds the root."""
 
 
+class Overtaken(StoreError):
+    """Another writer committed first, to a table that must not have changed."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Who made a version, from what, and at what price.
 
-    `inputs` maps the name a step gives an input to its exact version, "prompts@v3". `counts` holds rows "in",
-    "out" and "failed", and under "dropped" a dict from reason to rows. `seconds` is wall time; `created` is
-    UTC in ISO form and is filled in by the commit when empty.
+    `inputs` maps the name a step gives an input to its exact version, "prompts@v3" ("ROOT#prompts@v3" when it
+    stayed in another store). `models` maps roles to what names their weights. `counts` holds rows "in", "out" and
+    "failed", and under "dropped" a dict from reason to rows. `seconds` is wall time; `created` is UTC in ISO form
+    and is filled in by the commit when empty. `same_as` is the version of this table whose rows these are, stored
+    in other files; `origin` is where a pushed version came from, "ROOT#prompts@v3".
     """
 
     step: str
@@ -42,6 +48,9 @@ class Provenance:
     calls: int = 0
     seconds: float = 0.0
     created: str = ""
+    models: dict[str, str] = field(default_factory=dict)
+    same_as: str = ""
+    origin: str = ""
 
     def stamped(self) -> "Provenance":
         """The same record with `created` set to now, unless it says when already."""
@@ -72,6 +81,11 @@ class TableVersion:
     def ref(self) -> str:
         """The exact name, "prompts@v3"."""
         return f"{self.name}@v{self.version}"
+
+    @property
+    def content_ref(self) -> str:
+        """The exact name of the first version with these rows: compacting gives a new version, not new content."""
+        return self.provenance.same_as or self.ref
 
 
 def utc_now() -> str:

@@ -3,8 +3,8 @@
 A part is a fixed range of rows. It is written under a draft name, renamed, and entered with its sha256 in
 `.pull.json`; a pull that was broken off starts again from there and keeps each part whose file still has its
 sha256. `manifest.json` is written last, so a folder that has one is whole. Every row is hashed again on its
-way and compared with the digest it was written with. `datasets.load_dataset(FOLDER)` reads the parquet and
-jsonl forms through the card's header.
+way and compared with the digest it was written with. Rows that stand for folders (checkpoints) bring them along.
+`datasets.load_dataset(FOLDER)` reads the parquet and jsonl forms through the card's header.
 """
 
 import base64
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_jobs.store import artifacts
 from ray_jobs.store.card import data_card
-from ray_jobs.store.digest import DIGEST_COLUMN, row_digests
+from ray_jobs.store.digest import check_digests
 from ray_jobs.store.provenance import StoreError, TableVersion, storage_errors
+from ray_jobs.store.root import checked
 from ray_jobs.store.versions import lance_module
 from synth.errors import BadInput
 
@@ -51,9 +52,10 @@ def pull_version(store: "Store", ref: str, folder: Path, format: str) -> dict[st
         if format == "lance":
             _finish_lance(folder, store.schema(at.ref), files)
         schema = store.schema(at.ref)
+        files += _folders(store, at, folder)
         columns = [{"name": f.name, "type": str(f.type)} for f in schema]
         manifest = head | {"files": files, "columns": columns, "provenance": _record(at)}
-        _write(folder / "README.md", data_card(at, schema, manifest).encode())
+        _write(folder / "README.md", data_card(store, at, schema, manifest).encode())
         _write_json(folder / _MANIFEST, manifest)
         (folder / _PROGRESS).unlink()
     return manifest
@@ -86,7 +88,8 @@ def _earlier_parts(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
     if {key: earlier.get(key) for key in head} != head:
         what = f"{earlier.get('ref')} as {earlier.get('format')}"
         raise BadInput(f"cannot pull {head['ref']} as {head['format']} into {folder}: it holds {what}")
-    return [part for part in earlier["files"] if _whole(folder, part)]
+    parts = [part for part in earlier["files"] if "first_row" in part]
+    return [part for part in parts if _whole(folder, part)]
 
 
 def _parts(
@@ -100,7 +103,7 @@ def _parts(
     )  # an empty version has one empty file, but no Lance fragment
     for first in range(0, max(at.rows, least), PART_ROWS):
         if first not in whole:
-            rows = _verified(store, at, first)
+            rows = verified_rows(store, at, first)
             path, extra = _write_part(folder, head["format"], first // PART_ROWS, rows)
             whole[first] = {"path": path, "first_row": first, "rows": rows.num_rows, **extra}
             whole[first] |= {"sha256": _sha256(folder / path), "bytes": (folder / path).stat().st_size}
@@ -109,17 +112,39 @@ def _parts(
     return files
 
 
-def _verified(store: "Store", at: TableVersion, first: int) -> pa.Table:
+def _folders(store: "Store", at: TableVersion, folder: Path) -> list[dict[str, Any]]:
+    """What the rows of a checkpoint table stand for: each stored folder, as FOLDER/checkpoints/NAME, its sha256
+    compared with the row's before and after the copy."""
+    listed: list[dict[str, Any]] = []
+    for name, uri, sha256 in checkpoint_rows(store, at):
+        target = folder / "checkpoints" / checked(name or sha256[:16])
+        if not target.is_dir() or artifacts.folder_sha256(target) != sha256:
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(store.get_folder(uri, sha256), target)
+        if artifacts.folder_sha256(target) != sha256:
+            raise StoreError(f"the copy of {uri} in {target} is not what was stored: checksums differ")
+        for path in sorted(p for p in target.rglob("*") if p.is_file()):
+            entry = {"path": path.relative_to(folder).as_posix(), "checkpoint": name}
+            listed.append(entry | {"sha256": _sha256(path), "bytes": path.stat().st_size})
+    return listed
+
+
+def checkpoint_rows(store: "Store", at: TableVersion) -> list[tuple[str, str, str]]:
+    """(name, uri, sha256) of the folders that a version's rows stand for; none for a table of other rows."""
+    columns = store.schema(at.ref).names
+    if not {"uri", "sha256"} <= set(columns):
+        return []
+    wanted = [name for name in ("name", "uri", "sha256") if name in columns]
+    return [
+        (row.get("name", ""), row["uri"], row["sha256"]) for row in store.read(at.ref, wanted).to_pylist()
+    ]
+
+
+def verified_rows(store: "Store", at: TableVersion, first: int) -> pa.Table:
     """The rows of one part, each with its stored digest. StoreError names the first that differs."""
     positions = range(first, min(first + PART_ROWS, at.rows))
     rows = store.take(at.ref, list(positions)) if positions else store.schema(at.ref).empty_table()
-    differs = pc.not_equal(row_digests(rows), rows.column(DIGEST_COLUMN))
-    bad = rows.column("id").filter(differs)
-    if len(bad):
-        raise StoreError(
-            f"{at.ref} is damaged: row {bad[0]} and {len(bad) - 1} more differ from their digests"
-        )
-    return rows
+    return check_digests(at.ref, rows)
 
 
 def _write_part(folder: Path, format: str, number: int, rows: pa.Table) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from synth.errors import BadInput
 if TYPE_CHECKING:
     from ray_jobs.store.store import Store
 
-CHECKPOINTS = "checkpoints"  # every version of it is kept: a trained model outlives the run that made it
+_CHECKPOINT = {"kind", "uri", "sha256"}  # columns of tables whose versions all stay: a model outlives its run
 
 
 def cleanup(store: "Store", keep: int, dry_run: bool = False) -> list[str]:
@@ -33,13 +33,14 @@ def removable(store: "Store", keep: int) -> list[TableVersion]:
     if keep < 1:
         raise BadInput(f"cleanup keeps at least 1 version of each table, not {keep}")
     by_table = {name: store.versions(name) for name in store.tables()}
+    models = {name for name in by_table if set(store.schema(name).names) >= _CHECKPOINT}
     everything = {version.ref: version for listed in by_table.values() for version in listed}
     kept: set[str] = set()
     queue = deque(
         version
         for name, all_versions in by_table.items()
         for i, version in enumerate(reversed(all_versions))
-        if i < keep or version.tags or name == CHECKPOINTS
+        if i < keep or version.tags or name in models
     )
     while queue:
         version = queue.popleft()

@@ -1,13 +1,13 @@
 """`Store`: every call of the package in one class, picklable, so that Ray tasks can carry it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.store import artifacts, retention, tables, versions
+from ray_jobs.store import artifacts, compact, exclude, push, retention, tables, versions
 from ray_jobs.store.diff import Diff, diff_versions
 from ray_jobs.store.lineage import LineageRow, descend, trace
 from ray_jobs.store.lock import hold
@@ -141,6 +141,31 @@ class Store:
         Parts that an earlier, broken pull left whole are kept; every row is checked against its digest.
         """
         return pull_version(self, ref, Path(folder), format)
+
+    def push(self, ref: str, target: "Store") -> TableVersion:
+        """Copies one exact version, checkpoints included, into another store; what has arrived before is kept.
+
+        Every row is checked against its digest on both sides. Returns the target's version of it.
+        """
+        return push.push_version(self, ref, target)
+
+    def push_lineage(self, ref: str, target: "Store") -> list[TableVersion]:
+        """`push` of all that a version was made from, and of itself, last."""
+        return push.push_lineage(self, ref, target)
+
+    def compact(self, name: str) -> TableVersion:
+        """The newest version's rows in few files, as a new version that steps take for the same."""
+        return compact.compact(self, name)
+
+    def exclude(
+        self, name: str, where: Mapping[str, str], reason: str, dry_run: bool = False
+    ) -> exclude.Excluded:
+        """Drops rows by column values, and all that was made from them, across tables, for good."""
+        return exclude.exclude(self, name, where, reason, dry_run)
+
+    def excluded_ids(self) -> pa.Array:
+        """The ids of rows that no later version may have."""
+        return exclude.excluded_ids(self)
 
     def lineage(self, ref: str, id: str) -> list[LineageRow]:
         """The row and all it was made from, back to the seed. BadInput when `ref` has no such row."""

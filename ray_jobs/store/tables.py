@@ -15,6 +15,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -22,7 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ray_jobs.store.digest import DIGEST_COLUMN, is_list, kind_of, row_digests
-from ray_jobs.store.provenance import METADATA_KEY, Provenance, StoreError, TableVersion, storage_errors
+from ray_jobs.store.provenance import (
+    METADATA_KEY,
+    Overtaken,
+    Provenance,
+    StoreError,
+    TableVersion,
+    storage_errors,
+)
 from ray_jobs.store.root import Root
 from ray_jobs.store.versions import exists, folder, lance_module, open_table
 from synth.errors import BadInput
@@ -143,12 +151,17 @@ def missing_files(root: Root, name: str, fragments: list[str]) -> list[str]:
 
 
 def commit(
-    root: Root, name: str, schema: pa.Schema, fragments: list[str], provenance: Provenance
+    root: Root,
+    name: str,
+    schema: pa.Schema,
+    fragments: list[str],
+    provenance: Provenance,
+    after: int | None = None,
 ) -> TableVersion:
     """Makes `fragments` the whole content of a new version, in one commit with its provenance.
 
-    StoreError when a data file is gone, was written for another schema, or an id comes twice; the earlier
-    versions stay as they are.
+    `after`: the version that must still be the newest, else Overtaken. StoreError when a data file is gone, was
+    written for another schema, or an id comes twice; the earlier versions stay as they are.
     """
     gone = missing_files(root, name, fragments)
     if gone:
@@ -163,12 +176,14 @@ def commit(
         raise StoreError(f"cannot commit: {error}") from error
     stamped = provenance.stamped()
     version = _overwrite(
-        root, name, schema.with_metadata({METADATA_KEY: stamped.to_json().encode()}), fragments
+        root, name, schema.with_metadata({METADATA_KEY: stamped.to_json().encode()}), fragments, after
     )
     return TableVersion(name, version, sum(json.loads(t)["physical_rows"] for t in fragments), stamped)
 
 
-def _overwrite(root: Root, name: str, schema: pa.Schema, fragments: list[str]) -> int:
+def _overwrite(
+    root: Root, name: str, schema: pa.Schema, fragments: list[str], after: int | None = None
+) -> int:
     """Commits after the newest version, again when another writer was faster; returns the new version."""
     lance = lance_module()
     from lance.commit import CommitConflictError
@@ -179,6 +194,8 @@ def _overwrite(root: Root, name: str, schema: pa.Schema, fragments: list[str]) -
     for attempt in range(_COMMIT_TRIES):
         with storage_errors(f"commit table {name} under {root.address}"):
             newest = open_table(root, name).version if exists(root, name) else 0
+            if after is not None and newest != after:
+                raise Overtaken(f"table {name} has a new version v{newest} since v{after} was read")
             try:
                 return lance.LanceDataset.commit(
                     root.uri(folder(name)),
@@ -202,19 +219,39 @@ def _without_mark(text: str) -> str:
     return json.dumps({key: value for key, value in json.loads(text).items() if key != "guardmill"})
 
 
-def _ids(root: Root, name: str, fragments: list[str]) -> pa.ChunkedArray:
-    """The id column of fragments that no version lists yet."""
+def read_fragments(
+    root: Root, name: str, fragments: list[str], columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """The rows of fragments, one table for each file, whether a version lists them or not."""
     lance_module()
     from lance.file import LanceFileReader
 
-    def ids_in(path: str) -> list[pa.Array]:
+    def read(path: str) -> pa.Table:
         uri = f"{root.uri(folder(name))}/data/{path}"
-        reader = LanceFileReader(uri, storage_options=root.storage_options, columns=["id"])
-        return reader.read_all().to_table().column("id").chunks
+        reader = LanceFileReader(uri, storage_options=root.storage_options, columns=columns)
+        return reader.read_all().to_table()
 
-    paths = [file["path"] for text in fragments for file in json.loads(text)["files"]]
-    with storage_errors(f"read the new fragments of table {name}"), ThreadPoolExecutor(8) as pool:
-        chunks = [chunk for found in pool.map(ids_in, paths) for chunk in found]
+    paths = data_files(fragments)
+    with storage_errors(f"read the fragments of table {name}"), ThreadPoolExecutor(8) as pool:
+        yield from pool.map(read, paths)
+
+
+def fragments_of(root: Root, at: TableVersion) -> list[str]:
+    """The fragments of a version, in order, as `write` gave them: later versions may list them again."""
+    dataset = open_table(root, at.name, at.version)
+    mark = {"schema": _schema_hash(dataset.schema)}
+    found = [fragment.metadata.to_json() for fragment in dataset.get_fragments()]
+    return [json.dumps(fragment | {"guardmill": mark}, sort_keys=True) for fragment in found]
+
+
+def data_files(fragments: list[str]) -> list[str]:
+    """The names of the fragments' data files."""
+    return [file["path"] for text in fragments for file in json.loads(text)["files"]]
+
+
+def _ids(root: Root, name: str, fragments: list[str]) -> pa.ChunkedArray:
+    """The id column of fragments that no version lists yet."""
+    chunks = [chunk for t in read_fragments(root, name, fragments, ["id"]) for chunk in t.column("id").chunks]
     return pa.chunked_array(chunks, pa.string())
 
 

@@ -238,9 +238,29 @@ def test_tag_diff_lineage_and_pull_go_by_exact_versions(root, tmp_path, capsys):
     assert main(["data", "untag", "seeds", "good", "--root", root]) == 0
 
 
+def test_push_exclude_and_compact_make_versions_and_say_which(root, tmp_path, capsys):
+    other = str(tmp_path / "other")
+    assert main(["data", "push", "seeds@v2", other, "--lineage", "--root", root]) == 0
+    assert capsys.readouterr().out == f"{root}#seeds@v2 -> {other}#seeds@v1: 3 rows, verified\n"
+    assert main(["data", "push", "seeds@v2", other, "--json", "--root", root]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["origin"] == f"{root}#seeds@v2"
+    exclude = ["data", "exclude", "seeds", "id=s1", "--reason", "asked for", "--root", root]
+    assert main([*exclude, "--dry-run"]) == 0
+    assert "  seeds: 1 rows would go" in capsys.readouterr().out
+    assert main(exclude) == 0
+    assert "  seeds: 1 rows gone in seeds@v3" in capsys.readouterr().out
+    assert main(["data", "compact", "seeds", "--json", "--root", root]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["data", "push", "seeds@v9", "elsewhere"], "there is no seeds@v9"),
+        (["data", "push", "seeds", "http://x"], "neither a local path nor s3://bucket/prefix"),
+        (["data", "exclude", "seeds", "id", "--reason", "x"], "'id' is no condition: COLUMN=VALUE"),
+        (["data", "exclude", "seeds", "id=nobody", "--reason", "x"], "no row with id=nobody"),
+        (["data", "compact", "bread"], "there is no table bread"),
         (["data", "log", "bread"], "there is no table bread"),
         (["data", "show", "seeds@v9"], "seeds"),
         (["data", "show", "seeds@best"], "best"),

@@ -164,15 +164,18 @@ def test_cleanup_keeps_newest_tagged_trained_on_and_made_from(store: Store):
     for _ in range(7):
         commit(store, "prompts", [{"id": "a"}])
     store.tag("prompts@v1", "paper")
-    commit(store, "checkpoints", [{"id": "c1"}], data="prompts@v3")
-    commit(store, "checkpoints", [{"id": "c2"}], data="prompts@v4")
+    columns = [pa.field(name, pa.string()) for name in ("kind", "uri", "sha256")]
+    models = table_schema(columns)
+    for i in (1, 2):
+        row = {"id": f"c{i}", "kind": "guard", "uri": "artifacts/x", "sha256": "0"}
+        commit(store, "guards", [row], models, data=f"prompts@v{i + 2}")
     commit(store, "responses", [{"id": "r"}], prompts="prompts@v5")
     assert store.cleanup(1, dry_run=True) == ["prompts@v2", "prompts@v6"]
     assert len(store.versions("prompts")) == 7
     assert store.cleanup(1) == ["prompts@v2", "prompts@v6"]
     assert [v.version for v in store.versions("prompts")] == [1, 3, 4, 5, 7]
     assert all(store.read(v.ref).num_rows == 1 for v in store.versions("prompts"))
-    assert len(store.versions("checkpoints")) == 2
+    assert len(store.versions("guards")) == 2
     with pytest.raises(
         BadInput, match=r"no prompts@v2: table prompts has versions v1, v3..v5, v7 and tags paper$"
     ):

@@ -207,3 +207,22 @@ def test_the_card_tells_what_how_and_counts_and_generated_text_stays_text(store:
     assert card.count("\n---\n") == 1 and card.count("```") == 2 and "\x1b" not in card
     dropped = next(line for line in card.splitlines() if line.startswith("- dropped"))
     assert dropped.startswith("- dropped, `</script> =cmd()") and dropped.endswith("`: 2")
+
+
+def test_the_card_names_the_models_of_every_step_before_and_counts_rows_by_what_they_are(tmp_path: Path):
+    store = Store(str(tmp_path / "root"))
+    schema = table_schema([pa.field("language", pa.string()), pa.field("severity", pa.string())])
+    ids = [str(i) for i in range(6)]
+    told = {"id": ids, "parent_id": ids, "group_id": ids, "severity": ["Safe"] * 5 + ["`x\n"]}
+    table = pa.table(told | {"language": ["en"] * 4 + ["zh"] * 2})
+    for name, models, inputs in (
+        ("prompts", {"writer": "a writer (w1)"}, {}),
+        ("votes", {"voter-1": "a voter (v1)"}, {"deduped": "prompts@v1"}),
+    ):
+        made = Provenance(name, name, models=models, inputs=inputs)
+        store.commit(name, schema, store.write_fragments(name, table, schema), made)
+    store.pull("votes", tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- `voter-1`: `a voter (v1)`\n- `writer`: `a writer (w1)`\n" in card
+    assert "- language: `en` 4, `zh` 2\n- severity: `Safe` 5, `'x` 1\n" in card
+    assert "## Licences" in card and "of the\nmodels above" in card

@@ -3,13 +3,14 @@
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_jobs.store import Busy, Provenance, Store, StoreError, lock, table_schema, verify_pull
+from ray_jobs.store import Busy, Provenance, Store, StoreError, lock, table_schema, tables, verify_pull
 from synth.errors import BadInput
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -73,6 +74,36 @@ def test_pull_is_verified_and_resumes(store: Store, tmp_path: Path):
     again = store.pull("t@v1", tmp_path / "out")
     assert again["rows"] == 2 and verify_pull(tmp_path / "out") == again
     assert pq.read_table(tmp_path / "out/data").equals(store.read("t"))
+
+
+def test_push_compact_and_exclude_between_a_folder_and_s3(store: Store, tmp_path: Path):
+    local = Store(str(tmp_path / "root"))
+    parts = [f for ids in (("a", "b"), ("c",)) for f in local.write_fragments("t", rows(*ids), SCHEMA)]
+    local.commit("t", SCHEMA, parts, Provenance("s", "1"))
+    assert local.push("t@v1", store).ref == "t@v1" and local.push("t@v1", store).ref == "t@v1"
+    assert store.read("t@v1").equals(local.read("t@v1"))
+    parts = [f for ids in (("a", "b"), ("c",)) for f in store.write_fragments("t", rows(*ids), SCHEMA)]
+    store.commit("t", SCHEMA, parts, Provenance("s", "2"))
+    assert store.compact("t").provenance.same_as == "t@v2"
+    done = store.exclude("t", {"id": "a"}, "asked for")
+    assert done.versions == {"t": "t@v4"} and store.read("t@v4")["id"].to_pylist() == ["b", "c"]
+    assert store.push("t@v4", local).ref == "t@v2"
+
+
+def test_writers_at_once_get_a_version_each_and_none_is_lost(store: Store):
+    def write(who: str) -> None:
+        for i in range(4):
+            fragments = store.write_fragments("t", rows(f"{who}{i}"), SCHEMA)
+            store.commit("t", SCHEMA, fragments, Provenance("s", f"{who}{i}"))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, "abc"))
+    versions = store.versions("t")
+    assert [v.version for v in versions] == list(range(1, 13))
+    assert {v.provenance.identity for v in versions} == {f"{w}{i}" for w in "abc" for i in range(4)}
+    assert all(store.read(v.ref)["id"].to_pylist() == [v.provenance.identity] for v in versions)
+    with pytest.raises(StoreError, match=r"table t has a new version v12 since v3 was read"):
+        tables.commit(store.files, "t", SCHEMA, [], Provenance("s", "late"), after=3)
 
 
 def test_records_and_folders(store: Store, tmp_path: Path):
