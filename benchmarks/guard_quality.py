@@ -9,7 +9,7 @@
 
 A quarter of the groups is the test set, the rest is trained on. Guards: SmolLM2-135M, its top layers trained (the
 frozen ones run once), by ray_jobs.train_stream and train_gen as in any recipe, judged as `guardmill evaluate` judges
-them; no threshold is fitted for anyone. The policy's severities stand for the two labels, Controversial is never taught.
+them; no threshold is fitted for anyone. The severities of the policy stand for the labels, Controversial is not taught.
 Baselines (benchmarks/guard_baselines.py): balanced logistic regressions on TF-IDF and on MiniLM sentence vectors; for
 onsets a lexicon and a sentence classifier. Intervals: bootstraps over whole groups. A set's trainings and figures are
 kept in the folder, and a rerun goes on where it was.
@@ -30,16 +30,15 @@ from label_sets import arguments, claim, environment
 from label.compare import average_precision, difference, mcnemar, onset_distance, onsets, token_span
 from label.folds import fold_of
 from label.scores import score
-from label.verdict import moderation_prompt
 from ray_jobs.engine.weights import SMOLLM2, locate
 from ray_jobs.eval_formats import EvalRow, read_file
 from ray_jobs.file_guards import Checkpoint, Judgement, judge
 from ray_jobs.file_scores import sampled
+from ray_jobs.file_training import examples
 from ray_jobs.stream_guard import label_maps
 from synth.policy import Policy, load_policy
 
 TEMPLATE = "moderation_short"
-UNSAFE, SAFE = "Unsafe", "Safe"
 
 
 @dataclass(frozen=True)
@@ -77,25 +76,6 @@ def split(bench: Path, plan: Plan) -> tuple[list[EvalRow], list[EvalRow]]:
     ]
 
 
-def examples(kind: str, rows: list[EvalRow], policy: Policy) -> list[dict[str, Any]]:
-    """Training examples of either guard. A violating answer without marked characters is labelled as a whole."""
-    found = []
-    for number, row in enumerate(rows):
-        said = UNSAFE if row.violating("strict") else SAFE
-        one: dict[str, Any] = {"id": str(number), "group_id": row.group}
-        if kind == "gen":
-            prompt = moderation_prompt(policy, row.side, row.conversation, TEMPLATE)
-            one |= {"prompt": prompt, "answer": f"{policy.answer_key}: {said}", "label": said}
-        elif row.side == "prompt":
-            one |= {"prompt": row.prompt, "query_risk": said}
-        else:
-            start = row.onset[0][0] if row.onset else 0
-            one |= {"prompt": row.prompt, "response": row.response, "response_risk": said}
-            one |= {"onset": start if said == UNSAFE else None}
-        found.append(one)
-    return found
-
-
 def train(kind: str, rows: list[EvalRow], plan: Plan, layers: int, folder: Path, policy: Policy) -> str:
     """The folder of a trained guard; one that is there already is taken."""
     from ray_jobs.train_gen import train_gen
@@ -112,7 +92,9 @@ def train(kind: str, rows: list[EvalRow], plan: Plan, layers: int, folder: Path,
     )
     trainer: Any = train_gen if kind == "gen" else train_stream
     provenance = {"policy_id": policy.id, "policy": policy.hash, "template": TEMPLATE}
-    made = trainer(examples(kind, rows, policy), config, folder / kind, provenance=provenance, control=False)
+    made = trainer(
+        examples(kind, rows, policy, TEMPLATE), config, folder / kind, provenance=provenance, control=False
+    )
     return str(made.path)
 
 

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
     from ray_jobs.commands_review import add_review
+    from ray_jobs.commands_train import add_train
 
     top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_guards(commands)
     add_evaluate(commands)
     add_review(commands)
+    add_train(commands)
     add_policy(commands)
     return top
 
