@@ -264,6 +264,12 @@ def _capped(state: State) -> State:
     return state._replace(done=CAPPED) if over and not next_requests(state, window=1) else state
 
 
+def reopened(state: State, plan: Plan) -> State:
+    """The search under a plan that differs in its caps only: a capped one goes on if the new caps let it."""
+    state = state._replace(plan=plan)
+    return _capped(state._replace(done="")) if state.done == CAPPED else state
+
+
 def _note(evidence: bytearray, prefix: int, cell: Sequence[int]) -> None:
     """Write violations, other draws and the judge's code of an examined prefix into the evidence."""
     if not any(cell):

@@ -15,6 +15,7 @@ labels from the first of them on, so that the boundary as a character offset is 
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from synth.errors import BadInput
 
 Offsets = Sequence[tuple[int, int]]
 THINKING, ANSWER = "thinking", "answer"
-SAFE_LABEL = "mildest"
+SAFE_LABEL, LONG = "mildest", "long"
 _JOINER, _BROKEN = "\u200d", "\ufffd"
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[”’」』）]*|\n+")
 _THINK = re.compile(r"\A\s*<think>\n?(.*?)(?:\n?</think>\s*|\Z)", re.DOTALL)
@@ -41,11 +42,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Prefixes:
-    """The prefixes of one text: of each, the index of its last token and the character at which it ends."""
+    """The prefixes of one text: of each, the index of its last token and the character at which it ends.
+
+    Arrays of 4 bytes an entry: a run holds the prefixes of all its responses at once.
+    """
 
     text: str
-    last_tokens: tuple[int, ...]
-    ends: tuple[int, ...]
+    last_tokens: "array[int]"
+    ends: "array[int]"
     tokens: int
 
     def __len__(self) -> int:
@@ -76,8 +80,7 @@ def prefixes_of(text: str, offsets: Offsets) -> Prefixes:
     Tokens without characters (special ones) belong to the prefix of the next token that has some. BadInput
     for offsets that run backwards or past the text: they belong to another text.
     """
-    last_tokens: list[int] = []
-    ends: list[int] = []
+    last_tokens, ends = array("I"), array("I")
     for token, (start, end) in enumerate(offsets):
         backwards = token and start < end < offsets[token - 1][1]
         if not 0 <= start <= end <= len(text) or backwards:
@@ -89,7 +92,7 @@ def prefixes_of(text: str, offsets: Offsets) -> Prefixes:
             ends.append(end)
     if ends and not text[ends[-1] :].strip():
         last_tokens[-1], ends[-1] = len(offsets) - 1, len(text)
-    return Prefixes(text, tuple(last_tokens), tuple(ends), len(offsets))
+    return Prefixes(text, last_tokens, ends, len(offsets))
 
 
 def _next_starts(offsets: Offsets, length: int) -> list[int]:

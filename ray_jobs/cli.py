@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
     from ray_jobs.commands_review import add_review
+    from ray_jobs.commands_tokens import add_tokens
     from ray_jobs.commands_train import add_train
 
     top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add_run(commands)
     add_data(commands)
     add_files(commands)
+    add_tokens(commands)
     add_guards(commands)
     add_evaluate(commands)
     add_review(commands)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.commands_run import visible
+from ray_jobs.commands_tokens import visible
 from ray_jobs.store import Store
 from synth.errors import BadInput
 

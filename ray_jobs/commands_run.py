@@ -155,6 +155,8 @@ def print_leaves(store: Store, severities: list[str]) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Rows of a table; a token-labelled response with its boundary marked."""
+    from ray_jobs.commands_tokens import marked
+
     store = Store(options.root)
     version = store.resolve(options.table)
     rows = store.read(version.ref).to_pylist()
@@ -167,23 +169,3 @@ def show(options: argparse.Namespace) -> None:
             print(marked(row))
             continue
         print_json({name: value for name, value in row.items() if name != "digest"})
-
-
-def marked(row: dict) -> str:  # type: ignore[type-arg]
-    """A token-labelled response with its boundary marked, and the evidence under it."""
-    text, onset = visible(row["response"]), row["onset"]
-    body = text if onset is None else f"{text[:onset]} ⟦{row['severity']}⟧ {text[onset:]}"
-    lines = [f"{row['id']}  {row['outcome']}", f"  prompt:   {visible(row['prompt'])}", f"  response: {body}"]
-    for one in row["evidence"]:
-        judge = "" if one["judge"] is None else f", judge {one['judge']:.2f}"
-        lines.append(f"    up to token {one['prefix']}: {one['violations']} of {one['draws']} violate{judge}")
-    lines.append(
-        f"  cost: {row['generated_tokens']} tokens, {row['guard_calls']} guard and {row['judge_calls']} judge calls; "
-        f"every prefix with all draws would take {row['paper_rollouts']} rollouts"
-    )
-    return "\n".join(lines)
-
-
-def visible(text: str) -> str:
-    """Generated text for a terminal: control characters become dots, so that none of them acts, and offsets hold."""
-    return "".join(char if char.isprintable() or char == " " else "·" for char in text)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from label.folds import stable_order
+from label.token_labels import ANSWER
 from ray_jobs import human_labels
 from ray_jobs.report.source import quoted
 from ray_jobs.review_choice import ORDERS, Choice
@@ -147,8 +148,8 @@ class Evidence:
         sources = _where(store, votes, "id", translated, ["id", "prompt", "language"])
         self.sources = {row["id"]: row for row in sources}
         turns = store.resolve("token_labels") if "token_labels" in store.tables() else None
-        told = _where(store, turns, "parent_id", ids, ["parent_id", "response", "onset", "outcome"])
-        self.tokens = {row["parent_id"]: row for row in told}
+        told = _where(store, turns, "parent_id", ids, ["parent_id", "part", "response", "onset", "outcome"])
+        self.tokens = {row["parent_id"]: row for row in told if row["part"] == ANSWER}
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """JSON-able evidence on one row. Offsets count code points of the response."""

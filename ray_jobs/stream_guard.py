@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from label.token_labels import ANSWER
 from ray_jobs.gen_guard import GuardConfig, backbone, chosen, train
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT
@@ -37,7 +38,7 @@ def run(work: Work) -> Output:
     onsets = {
         row["parent_id"]: row["onset"]
         for row in work.read("token_labels").to_pylist()
-        if row["onset"] is not None
+        if row["onset"] is not None and row["part"] == ANSWER
     }
     examples = [example for row in rows if (example := stream_example(policy, row, onsets)) is not None]
     fields: dict[str, Any] = {**label_maps(policy), **work.config.training()}

@@ -1,30 +1,51 @@
-"""The calls of one wave of token labelling: continuations, the guard's verdicts on them, the judge's on prefixes."""
+"""The calls of one wave of token labelling: continuations, the guard's verdicts on them, the judge's on prefixes.
+
+A part (thinking text or answer) is moderated by itself, as the assistant's turn; a rollout continues it where it stands
+in the whole response, thinking marks and all, and what it writes behind the end of the thinking is cut off.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from label.rollout_state import Request, State
-from label.token_labels import Prefixes, agreeing, join
+from label.token_labels import THINKING, Part, Prefixes, agreeing, join
 from label.verdict import moderation_prompt, render_conversation
-from ray_jobs.engine import Failure
+from ray_jobs.engine import Completion, Failure
 from ray_jobs.step import Work
 from ray_jobs.voters import conversation, item_text
 from synth.ids import seed_for
 from synth.policy import render
 
+THINK_END = "</think>"
+
 
 @dataclass
 class Search:
-    """One response on its way: the sample, its prefixes, its state."""
+    """One part of a response on its way: the sample, the part's prefixes, its state, and what failed so far."""
 
+    key: str
     row: dict[str, Any]
+    part: Part
     prefixes: Prefixes
     state: State
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def draws_key(self) -> str:
+        """What the randomness of a draw belongs to, beside prefix and draw: the row and part, never the mode."""
+        return self.row["id"] + (f":{THINKING}" if self.part.name == THINKING else "")
+
+    def turns(self, text: str) -> list[dict[str, str]]:
+        """The conversation with `text` as the assistant's turn."""
+        return conversation("response", self.row["prompt"], self.row["history"], text)
 
 
-def rollouts(work: Work, draws: list[tuple[Search, Request]]) -> list[Any]:
+Draw = tuple[Search, Request]
+
+
+def rollouts(work: Work, draws: list[Draw]) -> list[Completion | Failure]:
     """One continuation per draw; the draws of a prefix go round the bound rollout models."""
     roles = sorted(r for r in work.engines.roles if r == "rollout" or r.startswith("rollout-"))
     found: list[Any] = [None] * len(draws)
@@ -36,76 +57,82 @@ def rollouts(work: Work, draws: list[tuple[Search, Request]]) -> list[Any]:
         prompts, seeds = [], []
         for i in mine:
             search, request = draws[i]
-            text = search.prefixes.prefix_text(request.prefix)
-            prompts.append(rollout_prompt(client.model.kind, search.row, text))
-            seeds.append(seed_for(work.seed, f"{search.row['id']}:{request.prefix}", request.draw))
+            prompts.append(rollout_prompt(client.model.kind, search, request.prefix))
+            seeds.append(seed_for(work.seed, f"{search.draws_key}:{request.prefix}", request.draw))
         for i, completion in zip(mine, client.generate(prompts, work.config.sampling, seeds), strict=True):
             found[i] = completion
     return found
 
 
-def rollout_prompt(kind: str, row: dict[str, Any], prefix: str) -> Any:
+def rollout_prompt(kind: str, search: Search, prefix: int) -> Any:
     """The conversation with the answer begun, for the model to go on."""
-    turns = conversation("response", row["prompt"], row["history"], prefix)
+    text, thinking = search.prefixes.prefix_text(prefix), search.row.get("thinking") or ""
+    if search.part.name == THINKING:
+        text = f"<think>\n{text}"
+    elif thinking:
+        text = f"<think>\n{thinking}\n{THINK_END}\n\n{text}"
+    turns = search.turns(text)
     if kind != "base":
         return turns
-    return render_conversation(turns[:-1]).replace("USER:", "User:") + f"\n\nAssistant: {prefix}"
+    return render_conversation(turns[:-1]).replace("USER:", "User:") + f"\n\nAssistant: {text}"
 
 
 def guard_verdicts(
-    work: Work, draws: list[tuple[Search, Request]], completions: list[Any]
+    work: Work, draws: list[Draw], completions: list[Completion | Failure]
 ) -> list[tuple[bool, int, int, str]]:
     """(violates in the strict reading, tokens generated, longer prefixes agreed with, problem) per draw."""
-    policy, good = work.policy, [i for i, c in enumerate(completions) if not isinstance(c, Failure)]
-    problems = [f"rollout: {c.reason}" if isinstance(c, Failure) else "" for c in completions]
+    policy = work.policy
+    told: list[tuple[bool, int, int, str]] = []
     prompts: list[Any] = []
-    for i in good:
-        search, request = draws[i]
-        text = join(search.prefixes.prefix_text(request.prefix), completions[i].text)
-        turns = conversation("response", search.row["prompt"], search.row["history"], text)
-        prompt = moderation_prompt(policy, "response", turns, work.config.template)
-        prompts.append([{"role": "user", "content": prompt}])
-    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
-    scores = work.engines.get("guard").score(prompts, [labels] * len(prompts)) if prompts else []
-    violating = dict.fromkeys(good, 0.0)
-    for i, told in zip(good, scores, strict=True):
-        if isinstance(told, Failure):
-            problems[i] = f"guard: {told.reason}"
+    for (search, request), done in zip(draws, completions, strict=True):
+        if isinstance(done, Failure):
+            told.append((False, 0, 0, f"rollout: {done.reason}"))
             continue
-        pairs = zip(policy.severity_names, told.probabilities, strict=True)
-        violating[i] = sum(p for name, p in pairs if policy.violates(name, "strict"))
-    result = []
-    for i, (search, request) in enumerate(draws):
-        done = completions[i]
-        tokens = 0 if isinstance(done, Failure) else done.completion_tokens
-        agrees = 0
-        if work.config.plan.mode == "recycle" and not isinstance(done, Failure):
-            agrees = agreeing(search.prefixes, request.prefix, done.text)
-        result.append((violating.get(i, 0.0) >= 0.5, tokens, agrees, problems[i]))
-    return result
+        text = done.text.partition(THINK_END)[0] if search.part.name == THINKING else done.text
+        whole = join(search.prefixes.prefix_text(request.prefix), text)
+        prompt = moderation_prompt(policy, "response", search.turns(whole), work.config.template)
+        prompts.append([{"role": "user", "content": prompt}])
+        recycles = search.state.plan.mode == "recycle"
+        agrees = agreeing(search.prefixes, request.prefix, text) if recycles else 0
+        told.append((False, done.completion_tokens, agrees, ""))
+    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    scores = iter(work.engines.get("guard").score(prompts, [labels] * len(prompts)) if prompts else ())
+    for i, (_, tokens, agrees, problem) in enumerate(told):
+        if not problem:
+            share = violating(work, next(scores))
+            failed = isinstance(share, Failure)
+            reason = f"guard: {share.reason}" if isinstance(share, Failure) else ""
+            told[i] = (
+                not isinstance(share, Failure) and share >= 0.5,
+                tokens,
+                0 if failed else agrees,
+                reason,
+            )
+    return told
 
 
-def judge(work: Work, judged: list[tuple[Search, Request]]) -> list[float | Failure]:
+def judge(work: Work, judged: list[Draw]) -> list[float | Failure]:
     """The probability that a prefix, as it stands, violates: by a head, or by the policy's judge template."""
     if not judged:
         return []
     policy, client = work.policy, work.engines.get("judge")
-    names = policy.severity_names
+    names, head = policy.severity_names, client.model.kind == "head"
     prompts: list[Any] = []
     for search, request in judged:
-        text, row = search.prefixes.prefix_text(request.prefix), search.row
-        if client.model.kind == "head":
-            prompts.append(item_text("response", row["prompt"], row["history"], text))
+        text = search.prefixes.prefix_text(request.prefix)
+        if head:
+            prompts.append(item_text("response", search.row["prompt"], search.row["history"], text))
             continue
-        turns = render_conversation(conversation("response", row["prompt"], row["history"], text))
+        turns = render_conversation(search.turns(text))
         asked = render(policy, "judge", side="response", conversation=turns)
         prompts.append([{"role": "user", "content": asked}])
-    labels = tuple(f"response/severity/{name}" for name in names) if client.model.kind == "head" else names
-    found: list[float | Failure] = []
-    for told in client.score(prompts, [tuple(labels)] * len(prompts)):
-        if isinstance(told, Failure):
-            found.append(told)
-            continue
-        pairs = zip(names, told.probabilities, strict=True)
-        found.append(sum(p for name, p in pairs if policy.violates(name, "strict")))
-    return found
+    labels = tuple(f"response/severity/{name}" for name in names) if head else names
+    return [violating(work, told) for told in client.score(prompts, [tuple(labels)] * len(prompts))]
+
+
+def violating(work: Work, told: Any) -> float | Failure:
+    """The probability of the severities that violate in the strict reading, or the failure that came instead."""
+    if isinstance(told, Failure):
+        return told
+    pairs = zip(work.policy.severity_names, told.probabilities, strict=True)
+    return float(sum(p for name, p in pairs if work.policy.violates(name, "strict")))

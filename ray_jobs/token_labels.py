@@ -1,38 +1,60 @@
 """token_labels: the token at which a flagged response turns (METHOD §5; label.rollout is the search).
 
-All responses advance together in waves: one wave is the union of what the active searches ask next, grouped by model
-and sorted so that shared prefixes are neighbours. A rollout and the guard's verdict on it belong to one wave. After
-each wave the searches' states are recorded, so that a crash costs the wave in flight. Draws depend on row, prefix and
-draw number alone. Responses of the mildest severity cost nothing: every token of theirs is safe.
+All responses advance together in waves (ray_jobs.token_waves); thinking text and answer are searched apart. Draws
+depend on row, part, prefix and draw number alone. What ends without a boundary is an outcome of its own: `none`;
+`capped` (the plan's limit) and `failed` (calls failed where they were needed), kept with their state, the latter
+in the quarantine too; `long` (more tokens than the recipe allows: nothing is spent). A text that does not fit a
+model's context fails. Texts of the mildest severity cost nothing: every token of theirs is safe.
+
+An approximate mode is checked in every run: a sample of its responses is searched by `exact` too, over the same draws.
 """
 
 from __future__ import annotations
 
-import base64
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
-from label.rollout import next_requests, outcome, start, update
+from label.rollout import outcome, start
 from label.rollout_plan import Plan
-from label.rollout_state import GUARD, JUDGE, ROLLOUT, Request, Result, from_bytes, to_bytes
+from label.rollout_state import CAPPED, FAILED, Outcome, to_bytes
 from label.token_labels import (
+    ANSWER,
+    LONG,
+    THINKING,
+    Part,
+    Prefixes,
+    TokenLabels,
     cost_row,
     evidence_rows,
     label_tokens,
     prefixes_of,
     safe_labels,
     sentence_ends,
+    split_thinking,
 )
-from ray_jobs.engine import Failure, Sampling
+from ray_jobs.engine import Sampling
 from ray_jobs.step import Failed, Output, Step, Work
 from ray_jobs.store import table_schema
-from ray_jobs.token_calls import Search, guard_verdicts, judge, rollouts
+from ray_jobs.token_calls import Search
+from ray_jobs.token_waves import Ledger, Wave, advance
 from synth.ids import row_id, stable_hash
 from synth.policy import Policy
 
+COSTS = (
+    "rollouts",
+    "guard_calls",
+    "judge_calls",
+    "generated_tokens",
+    "paper_rollouts",
+    "paper_generated_tokens",
+    "saved_by_curtailment",
+    "saved_by_judge_first",
+    "saved_by_left_to_right",
+)
 EVIDENCE = pa.list_(
     pa.struct(
         [
@@ -45,46 +67,55 @@ EVIDENCE = pa.list_(
         ]
     )
 )
+# `response` is the text of `part`; `boundary` counts the guard's tokens of that text, `onset` its characters; `labels`
+# has a severity per token, none without a boundary; `state` is that of an undecided search (label.rollout_state).
 TOKEN_LABELS = table_schema(
     [
         pa.field("prompt", pa.string()),
         pa.field("response", pa.string()),
+        pa.field("part", pa.string()),
         pa.field("language", pa.string()),
         pa.field("severity", pa.string()),
         pa.field("outcome", pa.string()),
+        pa.field("reason", pa.string()),
         pa.field("boundary", pa.int64()),
         pa.field("onset", pa.int64()),
         pa.field("tokens", pa.int64()),
+        pa.field("labels", pa.list_(pa.string())),
         pa.field("evidence", EVIDENCE),
-        *(
-            pa.field(name, pa.int64())
-            for name in (
-                "rollouts",
-                "guard_calls",
-                "judge_calls",
-                "generated_tokens",
-                "paper_rollouts",
-                "paper_generated_tokens",
-                "saved_by_curtailment",
-                "saved_by_judge_first",
-                "saved_by_left_to_right",
-            )
-        ),
+        *(pa.field(name, pa.int64()) for name in COSTS),
+        pa.field("lost_calls", pa.int64()),
+        pa.field("state", pa.binary()),
     ]
 )
-COSTS = TOKEN_LABELS.names[-10:-1]
+TOKEN_CHECKS = table_schema(
+    [
+        pa.field("mode", pa.string()),
+        pa.field("outcome", pa.string()),
+        pa.field("boundary", pa.int64()),
+        pa.field("exact_outcome", pa.string()),
+        pa.field("exact_boundary", pa.int64()),
+        pa.field("same", pa.bool_()),
+        pa.field("generated_tokens", pa.int64()),
+        pa.field("exact_generated_tokens", pa.int64()),
+    ]
+)
+EXACT = "exact:"  # before the key of a search that checks another one
 
 
 @dataclass(frozen=True)
 class TokenLabelsConfig:
     """`plan` is the search's (k, threshold, mode, costs). `responses` bounds how many flagged responses are searched
-    (0: all); `max_tokens` is where a longer response is left unlabelled, as an outcome of its own."""
+    (0: all); `max_tokens` is where a longer text is left unlabelled; `checked` searches of an approximate mode are
+    repeated exactly. From `batch` open searches on, none looks ahead (this steers cost and waves, never a label)."""
 
     plan: Plan = field(default_factory=Plan)
     responses: int = 0
     max_tokens: int = 512
     template: str = "moderation_short"
     sampling: Sampling = Sampling(max_tokens=16, temperature=0.8)
+    checked: int = 50
+    batch: int = field(default=256, metadata={"identity": False})
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -96,32 +127,53 @@ def step(config: TokenLabelsConfig) -> Step:
         "token_labels",
         run,
         config,
-        {"token_labels": TOKEN_LABELS},
+        {"token_labels": TOKEN_LABELS, "token_label_checks": TOKEN_CHECKS},
         sides=("distilled",),
         roles=("rollout", "guard", "judge", "backbone"),
         reads=reads,
+        revision=2,
     )
 
 
 def run(work: Work) -> Output:
     """Label all responses of the distilled table."""
-    rows = [
-        row for row in work.read("distilled").to_pylist() if row["side"] == "response" and row["response"]
-    ]
+    rows = [row for row in work.read("distilled").to_pylist() if row["side"] == "response"]
     flagged = sorted(
         (row for row in rows if row["severity"] != work.policy.mildest),
         key=lambda row: stable_hash("token labels", row["group_id"], row["id"]),
     )
     limit = work.config.responses or len(flagged)
-    output = Output({"token_labels": []}, dropped=+Counter({"over the recipe's limit": len(flagged) - limit}))
-    safe = [row for row in rows if row["severity"] == work.policy.mildest]
-    searches, long = begin(work, flagged[:limit])
-    output.dropped.update(+Counter({"longer than the recipe's limit": long}))
-    waves(work, searches, output.failed)
-    table: list[dict[str, Any]] = output.tables["token_labels"]  # type: ignore[assignment]
-    table += [label_row(work, search) for search in searches]
-    table += [safe_row(work, row) for row in safe]
+    mild = (row for row in rows if row["severity"] == work.policy.mildest)
+    output = label_rows(work, [*flagged[:limit], *mild])
+    output.dropped.update(+Counter({"over the recipe's limit": len(flagged) - limit}))
     return output
+
+
+def label_rows(
+    work: Work, rows: Iterable[dict[str, Any]], told: Callable[[Wave], None] = lambda wave: None
+) -> Output:
+    """Label every part of every row (a sample: id, group_id, prompt, history, response, thinking, severity)."""
+    split, ledger = tokenizer(work), Ledger.load(work)
+    searches: list[Search] = []
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        for part in parts(row):
+            given = {"add_special_tokens": False, "return_offsets_mapping": True}
+            prefixes = prefixes_of(part.text, split(part.text, **given)["offset_mapping"])
+            if row["severity"] == work.policy.mildest:
+                table.append(free_row(row, part, prefixes, safe_labels(prefixes.tokens, row["severity"])))
+            elif prefixes.tokens > work.config.max_tokens:
+                reason = f"{prefixes.tokens} tokens, the limit is {work.config.max_tokens}"
+                table.append(free_row(row, part, prefixes, TokenLabels((), None, None, LONG, reason)))
+            else:
+                searches.append(
+                    begin(f"{row['id']}/{part.name}", row, part, prefixes, work.config.plan, ledger)
+                )
+    checks = list(exact_checks(work, searches, ledger))
+    advance(work, [*searches, *checks], ledger, told)
+    table = [label_row(work, search) for search in searches] + table
+    kept: dict[str, Any] = {"token_labels": table, "token_label_checks": list(compared(searches, checks))}
+    return Output(kept, failed=[lost for search in searches for lost in failures(search)])
 
 
 def tokenizer(work: Work) -> Any:
@@ -133,79 +185,44 @@ def tokenizer(work: Work) -> Any:
     return AutoTokenizer.from_pretrained(locate(work.engines.roles["backbone"].name))
 
 
-def begin(work: Work, rows: list[dict[str, Any]]) -> tuple[list[Search], int]:
-    """A search per response, where the last recorded wave left it; and how many responses are too long."""
-    split, plan = tokenizer(work), work.config.plan
-    recorded = work.store.get_json(wave_path(work)) or {}
-    searches, long = [], 0
-    for row in rows:
-        offsets = split(row["response"], add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        if len(offsets) > work.config.max_tokens:
-            long += 1
-            continue
-        prefixes = prefixes_of(row["response"], offsets)
-        known = recorded.get(row["id"])
-        state = from_bytes(plan, base64.b64decode(known)) if known else None
-        fresh = start(len(prefixes), plan, sentence_ends(prefixes) if plan.mode == "bisect" else ())
-        searches.append(Search(row, prefixes, state or fresh))
-    return searches, long
+def parts(row: dict[str, Any]) -> tuple[Part, ...]:
+    """Thinking text and answer, whether they come apart or in one text; an empty response is an empty answer."""
+    if row.get("thinking"):
+        found = (Part(THINKING, row["thinking"], 0), Part(ANSWER, row["response"] or "", 0))
+        return found if row["response"] else found[:1]
+    return split_thinking(row["response"] or "") or (Part(ANSWER, "", 0),)
 
 
-def wave_path(work: Work) -> str:
-    return f"ledger/token_labels/waves-{work.identity}.json"
+def begin(
+    key: str, row: dict[str, Any], part: Part, prefixes: Prefixes, plan: Plan, ledger: Ledger
+) -> Search:
+    """A search where the last recorded wave left it, or a new one."""
+    state = ledger.state(key, plan)
+    if state is not None:
+        return Search(key, row, part, prefixes, state, ledger.problems.get(key, []))
+    ends = sentence_ends(prefixes) if plan.mode == "bisect" else ()
+    return Search(key, row, part, prefixes, start(len(prefixes), plan, ends))
 
 
-def waves(work: Work, searches: list[Search], failed: list[Failed]) -> None:
-    """Advance all searches until each has an outcome."""
-    while True:
-        asked = [(search, next_requests(search.state)) for search in searches]
-        asked = [(search, requests) for search, requests in asked if requests]
-        if not asked:
-            return
-        answers = answer(work, asked, failed)
-        for search, _ in asked:
-            search.state = update(search.state, answers[search.row["id"]])
-        states = {s.row["id"]: base64.b64encode(to_bytes(s.state)).decode() for s in searches}
-        work.store.put_json(wave_path(work), states)
+def exact_checks(work: Work, searches: list[Search], ledger: Ledger) -> Iterator[Search]:
+    """Exact searches of a sample, where the mode is an approximate one."""
+    if work.config.plan.mode in ("bisect", "recycle"):
+        plan = replace(work.config.plan, mode="exact")
+        sample = sorted(searches, key=lambda search: stable_hash("token label check", search.key))
+        for one in sample[: work.config.checked]:
+            yield begin(EXACT + one.key, one.row, one.part, one.prefixes, plan, ledger)
 
 
-def answer(
-    work: Work, asked: list[tuple[Search, list[Request]]], failed: list[Failed]
-) -> dict[str, list[Result]]:
-    """The answers to one wave, by row id. A guard request of an earlier wave's rollout repeats that rollout, whose
-    seed gives the same text."""
-    draws = [(s, r) for s, requests in asked for r in requests if r.kind in (ROLLOUT, GUARD)]
-    judged = [(s, r) for s, requests in asked for r in requests if r.kind == JUDGE]
-    results: dict[str, list[Result]] = defaultdict(list)
-    draws.sort(key=lambda draw: (draw[0].row["id"], draw[1].prefix, draw[1].draw))
-    told = guard_verdicts(work, draws, rollouts(work, draws))
-    for (search, request), (violates, tokens, agrees, problem) in zip(draws, told, strict=True):
-        key, where = search.row["id"], (request.prefix, request.draw)
-        if request.kind == ROLLOUT:
-            results[key].append(Result(ROLLOUT, *where, tokens=tokens, failed=bool(problem)))
-        if problem:
-            failed.append(Failed(key, search.row["group_id"], problem))
-        if request.kind == GUARD or not problem:
-            results[key].append(Result(GUARD, *where, flag=violates, agrees=agrees, failed=bool(problem)))
-    for (search, request), probability in zip(judged, judge(work, judged), strict=True):
-        lost = isinstance(probability, Failure)
-        if isinstance(probability, Failure):
-            failed.append(Failed(search.row["id"], search.row["group_id"], f"judge: {probability.reason}"))
-        value = 0.0 if isinstance(probability, Failure) else probability
-        flag = value >= 0.5
-        results[search.row["id"]].append(
-            Result(JUDGE, request.prefix, flag=flag, probability=value, failed=lost)
-        )
-    return results
+def ended(search: Search) -> Outcome:
+    found = outcome(search.state)
+    assert found is not None
+    return found
 
 
 def label_row(work: Work, search: Search) -> dict[str, Any]:
-    """A searched response as a row: its boundary, the evidence, and what it cost."""
-    ended = outcome(search.state)
-    assert ended is not None
-    labels = label_tokens(search.prefixes, ended, search.row["severity"], work.policy.mildest)
+    """A searched text as a row: its boundary, the evidence, and what it cost."""
+    found = ended(search)
+    labels = label_tokens(search.prefixes, found, search.row["severity"], work.policy.mildest)
     evidence = [
         {
             **{name: told[name] for name in ("prefix", "token", "char_end", "violations", "draws")},
@@ -213,25 +230,66 @@ def label_row(work: Work, search: Search) -> dict[str, Any]:
         }
         for told in evidence_rows(search.prefixes, search.state)
     ]
-    row = common(search.row, labels.outcome, labels.boundary_token, labels.boundary_char)
-    return row | {"tokens": search.prefixes.tokens, "evidence": evidence} | cost_row(search.state)
+    row = free_row(search.row, search.part, search.prefixes, labels) | cost_row(search.state)
+    undecided = to_bytes(search.state) if found.kind in (CAPPED, FAILED) else None
+    return row | {"evidence": evidence, "lost_calls": len(search.problems), "state": undecided}
 
 
-def safe_row(work: Work, row: dict[str, Any]) -> dict[str, Any]:
-    return common(row, safe_labels(0, work.policy.mildest).outcome, None, None) | {
-        "tokens": None,
-        "evidence": [],
-        **dict.fromkeys(COSTS, 0),
-    }
-
-
-def common(row: dict[str, Any], ended: str, boundary: int | None, onset: int | None) -> dict[str, Any]:
+def free_row(row: dict[str, Any], part: Part, prefixes: Prefixes, labels: TokenLabels) -> dict[str, Any]:
+    """The row of a text on which nothing was spent."""
     return {
-        "id": row_id(row["id"], "token labels", ""),
+        "id": row_id(row["id"], "token labels", part.name),
         "parent_id": row["id"],
         "group_id": row["group_id"],
-        **{name: row[name] for name in ("prompt", "response", "language", "severity")},
-        "outcome": ended,
-        "boundary": boundary,
-        "onset": onset,
+        **{name: row[name] for name in ("prompt", "language", "severity")},
+        "response": part.text,
+        "part": part.name,
+        "outcome": labels.outcome,
+        "reason": labels.reason,
+        "boundary": labels.boundary_token,
+        "onset": labels.boundary_char,
+        "tokens": prefixes.tokens,
+        "labels": list(labels.labels),
+        "evidence": [],
+        **dict.fromkeys(COSTS, 0),
+        "lost_calls": 0,
+        "state": None,
     }
+
+
+def failures(search: Search) -> Iterator[Failed]:
+    """A search that ended for want of answers, once; calls that failed where they did not matter are no failure."""
+    found = ended(search)
+    if found.kind == FAILED:
+        yield Failed(
+            search.row["id"],
+            search.row["group_id"],
+            f"{found.reason}: {search.problems[-1]}",
+            "\n".join(search.problems),
+        )
+
+
+def compared(searches: list[Search], checks: list[Search]) -> Iterator[dict[str, Any]]:
+    """Each checked search beside its exact one."""
+    by_key = {search.key: search for search in searches}
+    for check in checks:
+        one = by_key[check.key.removeprefix(EXACT)]
+        mine, exact = ended(one), ended(check)
+        label = row_id(one.row["id"], "token labels", one.part.name)
+        yield {
+            "id": row_id(label, "token label check", ""),
+            "parent_id": label,
+            "group_id": one.row["group_id"],
+            "mode": one.state.plan.mode,
+            "outcome": mine.kind,
+            "boundary": token_of(one, mine),
+            "exact_outcome": exact.kind,
+            "exact_boundary": token_of(check, exact),
+            "same": (mine.kind, mine.boundary) == (exact.kind, exact.boundary),
+            "generated_tokens": one.state.spent.tokens,
+            "exact_generated_tokens": check.state.spent.tokens,
+        }
+
+
+def token_of(search: Search, found: Outcome) -> int | None:
+    return search.prefixes.boundary(found.boundary)[0] if found.boundary >= 0 else None

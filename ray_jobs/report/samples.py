@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from label.token_labels import ANSWER
 from ray_jobs.report.source import Source, quoted
 
 PROMPT = ["text", "history", "language", "leaf", "intended", "keyword", "source"]
@@ -69,7 +70,7 @@ def tokens(source: Source, count: int) -> list[dict[str, Any]]:
     if not source.samples:
         return []
     columns = ["parent_id", "onset", "boundary", "outcome"]
-    labelled = source.some("token_labels", columns, count, "onset is not null")
+    labelled = source.some("token_labels", columns, count, f"onset is not null and part = '{ANSWER}'")
     if not labelled:
         return []
     where = f"id in ({', '.join(quoted(row['parent_id']) for row in labelled)})"

@@ -53,7 +53,7 @@ def reviewed(store, put):
         )
         ballots.append(ballot_row(row, "voter-2", row["side"], [0.5, 0.5, 0.0], [0.0] * 8, None))
     put(store, "ballots", BALLOT, ballots, "made")
-    turned = {"response": "answer 8", "onset": 3, "outcome": "found", "severity": "Unsafe"}
+    turned = {"response": "answer 8", "part": "answer", "onset": 3, "outcome": "found", "severity": "Unsafe"}
     put(store, "token_labels", TOKEN_LABELS, [{"id": "t8", "parent_id": "s08", "group_id": "g08"} | turned])
     return store
 

@@ -339,7 +339,7 @@ def token_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for at, sample in enumerate(row for row in samples if row["side"] == "response"):
         onset = min(10 + at % 20, len(sample["response"])) if at % 5 else None
         found = {name: sample[name] for name in ("group_id", "prompt", "response", "language", "severity")}
-        found |= {"id": f"tokens-{sample['id']}", "parent_id": sample["id"], "onset": onset}
+        found |= {"id": f"tokens-{sample['id']}", "parent_id": sample["id"], "part": "answer", "onset": onset}
         found |= {"boundary": None if onset is None else onset // 4}
         rows.append(found | {"outcome": "none" if onset is None else "boundary"} | cost)
     return rows

@@ -1,10 +1,13 @@
 """Token labels with scripted models: where a response turns, what it cost, and what a crash or a failure costs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from label.rollout_plan import Plan
+from label.rollout import next_requests, reopened
+from label.rollout_plan import Costs, Plan
+from label.rollout_state import from_bytes
 from ray_jobs import token_labels
 from ray_jobs.engine import Completion, Failure, Model, Scores
 from ray_jobs.store import Store
@@ -128,12 +131,127 @@ def test_every_rollout_model_is_asked_and_an_instruct_one_by_messages(label):
     assert two[0] == "Tell me.\nSure"
 
 
-def test_what_is_over_a_limit_is_counted(label):
+def test_what_is_over_a_limit_is_counted_or_an_outcome_of_its_own(label):
     rows = [sample(f"r{i}", "word " * 4 + "bad") for i in range(3)] + [sample("long", "word " * 50)]
-    output = label(rows, TokenLabelsConfig(plan=Plan(k=2), max_tokens=20))
-    assert output.dropped == {"longer than the recipe's limit": 1} and len(output.tables["token_labels"]) == 3
+    told = by_parent(label(rows, TokenLabelsConfig(plan=Plan(k=2), max_tokens=20)))
+    assert (told["long"]["outcome"], told["long"]["reason"]) == ("long", "50 tokens, the limit is 20")
+    assert told["long"]["rollouts"] == 0 and told["r0"]["outcome"] == "boundary"
     output = label(rows, TokenLabelsConfig(plan=Plan(k=2), responses=1), "another")
     assert output.dropped == {"over the recipe's limit": 3} and len(output.tables["token_labels"]) == 1
+
+
+def test_an_empty_response_and_one_of_one_token_have_outcomes_too(label):
+    told = by_parent(label([sample("empty", ""), sample("no", "fine"), sample("one", "bad")]))
+    assert (told["empty"]["outcome"], told["empty"]["tokens"], told["empty"]["rollouts"]) == ("none", 0, 0)
+    assert (told["no"]["outcome"], told["no"]["labels"]) == ("none", [])
+    assert (told["one"]["boundary"], told["one"]["labels"]) == (0, ["Unsafe"])
+
+
+def test_k_of_one_and_a_threshold_that_no_k_meets_exactly(label):
+    rows = [sample("r", "Sure it is bad")]
+    config = TokenLabelsConfig(plan=Plan(k=1, threshold=0.85))
+    assert by_parent(label(rows, config, "k1"))["r"]["boundary"] == 3
+    (evidence,) = [
+        one
+        for one in by_parent(label(rows, TokenLabelsConfig(plan=Plan(k=8)), "k8"))["r"]["evidence"]
+        if one["violations"]
+    ]
+    assert (evidence["violations"], evidence["draws"]) == (
+        7,
+        7,
+    )  # 0.85 of 8 is rounded up to 7, and 7 are enough
+
+
+def test_a_judge_that_fails_on_a_prefix_that_the_draws_clear_does_no_harm(label):
+    failing = Scripted(ROLES["judge"], fails=lambda text: "ASSISTANT: Sure\n" in text)
+    config = TokenLabelsConfig(plan=Plan(k=3, costs=Costs(1.0, 0.5, 0.01)))
+    output = label([sample("r", "Sure it is bad")], config, judge=failing)
+    (row,) = output.tables["token_labels"]
+    assert (row["outcome"], row["boundary"], row["lost_calls"]) == ("boundary", 3, 1)
+    assert output.failed == []
+
+
+def test_a_search_that_failed_is_tried_again_on_the_next_run(label):
+    rows = [sample("r", "Sure it is bad")]
+    output = label(rows, guard=Scripted(ROLES["guard"], fails=lambda text: True))
+    (row,) = output.tables["token_labels"]
+    assert row["outcome"] == "failed" and row["state"] and "guard: gone" in output.failed[0].reason
+    (row,) = label(rows).tables["token_labels"]
+    assert (row["outcome"], row["boundary"], row["lost_calls"], row["state"]) == ("boundary", 3, 0, None)
+
+
+def test_a_capped_search_is_an_outcome_and_its_state_goes_on_under_a_larger_cap(label):
+    plan = Plan(k=4, max_rollouts=3)
+    rows = [sample("r", "one two three four bad")]
+    (row,) = label(rows, TokenLabelsConfig(plan=plan)).tables["token_labels"]
+    assert row["outcome"] == "capped" and row["rollouts"] <= 3 and row["boundary"] is None
+    assert row["reason"].startswith("stopped after")
+    state = reopened(from_bytes(plan, row["state"]), replace(plan, max_rollouts=0))
+    asked = next_requests(state)
+    assert asked and min(request.prefix for request in asked) > 0  # what was paid for is not asked again
+
+
+def test_thinking_and_answer_are_searched_apart(label):
+    rows = [sample("r", "All is bad here") | {"thinking": "Hmm it may be bad then"}]
+    output = label(rows, TokenLabelsConfig(plan=Plan(k=2, mode="paper")))
+    told = {row["part"]: row for row in output.tables["token_labels"]}
+    assert {name: row["boundary"] for name, row in told.items()} == {"thinking": 4, "answer": 2}
+    assert told["thinking"]["response"] == "Hmm it may be bad then"
+    assert len({row["id"] for row in told.values()}) == 2
+    one, two = (label.models[f"rollout-{number}"].calls for number in (1, 2))
+    assert any(call.endswith("<think>\nHmm it") for call in one + two)
+    thought = "<think>\nHmm it may be bad then\n</think>\n\n"
+    assert any(call.endswith(thought + "All is") for call in one + two)
+    guarded = [call.rpartition("ASSISTANT: ")[2] for call in label.models["guard"].calls]
+    assert not any("think>" in text for text in guarded)
+
+
+def test_a_continuation_ends_where_the_thinking_does(label):
+    says = Scripted(ROLES["rollout-1"], says=lambda text: " so.</think>\n\nThis is bad.")
+    rows = [sample("r", "fine") | {"thinking": "Hmm well"}]
+    output = label(rows, TokenLabelsConfig(plan=Plan(k=2)), **{"rollout-1": says, "rollout-2": says})
+    told = {row["part"]: row["outcome"] for row in output.tables["token_labels"]}
+    assert told == {"thinking": "none", "answer": "none"}
+
+
+def test_an_approximate_mode_is_checked_against_exact_on_a_sample(label):
+    back = " ".join(["fine"] * 3 + ["bad", "mended"] + ["fine"] * 3 + ["bad."])
+    rows = [sample("back", back)] + [sample(f"r{at}", "word. " * at + "bad") for at in range(1, 5)]
+    until = Scripted(ROLES["judge"])
+    until.score = lambda prompts, continuations: [
+        Scores(
+            (0.1, 0.0, 0.9) if "bad" in str(p).rpartition("ASSISTANT:")[2].split()[-1] else (0.9, 0.1, 0.0),
+            False,
+            1,
+        )
+        for p in prompts
+    ]
+    config = TokenLabelsConfig(plan=Plan(k=2, mode="bisect"), checked=3)
+    output = label(rows, config, judge=until)
+    checks = output.tables["token_label_checks"]
+    assert len(checks) == 3 and {row["mode"] for row in checks} == {"bisect"}
+    mine = {row["id"]: row for row in output.tables["token_labels"]}
+    for row in checks:
+        assert mine[row["parent_id"]]["boundary"] == row["boundary"]
+        assert row["same"] == (row["boundary"] == row["exact_boundary"])
+    assert label(rows, TokenLabelsConfig(plan=Plan(k=2)), "exact").tables["token_label_checks"] == []
+
+
+def test_many_open_searches_look_at_one_prefix_each(label):
+    rows = [sample(f"r{i}", "one two three bad") for i in range(4)]
+    wide = label(rows, TokenLabelsConfig(plan=Plan(k=1, sure=0.3), batch=5), "wide").tables["token_labels"]
+    narrow = label(rows, TokenLabelsConfig(plan=Plan(k=1, sure=0.3), batch=4), "narrow").tables[
+        "token_labels"
+    ]
+    assert [row["boundary"] for row in wide] == [row["boundary"] for row in narrow] == [3] * 4
+    assert sum(row["rollouts"] for row in narrow) <= sum(row["rollouts"] for row in wide)
+
+
+@pytest.mark.parametrize("text", ["好的。这样做很 bad 吧", "ok 👍🏽 then 👨‍👩‍👧 bad 👍🏽"])
+def test_other_scripts_and_emoji_keep_their_offsets(label, text):
+    (row,) = label([sample("r", text)]).tables["token_labels"]
+    assert row["response"][row["onset"] :].strip().startswith("bad")
+    assert len(row["labels"]) == row["tokens"] and row["labels"].index("Unsafe") == row["boundary"]
 
 
 def test_a_crash_costs_the_wave_in_flight(label, monkeypatch):
@@ -158,7 +276,8 @@ def test_a_crash_costs_the_wave_in_flight(label, monkeypatch):
 
 
 @pytest.mark.parametrize("role", ["rollout-1", "guard", "judge"])
-def test_an_engine_that_fails_for_good_ends_the_search_and_is_told(label, role):
+def test_an_engine_that_fails_for_good_ends_the_search_and_is_told_once(label, role):
     output = label([sample("r", "one two bad")], **{role: Scripted(ROLES[role], fails=lambda text: True)})
     assert len(output.tables["token_labels"]) == 1
-    assert {one.row for one in output.failed} == {"r"} and "gone" in output.failed[0].reason
+    (lost,) = output.failed
+    assert lost.row == "r" and "gone" in lost.reason and "cannot be decided" in lost.reason
