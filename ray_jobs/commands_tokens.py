@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from label.rollout_plan import MODES
 from ray_jobs.cli import add, print_json
 from ray_jobs.files import check_writable, read_table, write_table
-from ray_jobs.token_waves import Wave
+
+if TYPE_CHECKING:
+    from ray_jobs.token_waves import Wave
 
 MODES_TOLD = "paper evaluates everything; exact finds the same token for less; bisect and recycle approximate"
 
