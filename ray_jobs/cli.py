@@ -33,17 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def expected(problem: BaseException) -> bool:
-    """Whether an error carries its own sentence: a failed step, a busy or broken store, a dead engine, a full disk."""
+    """Whether an error carries its own sentence: a failed step, a busy or broken store, a dead engine, what lint found,
+    a full disk."""
+    from ray_jobs.commands_policy import Findings
     from ray_jobs.engine.calls import EngineDied
     from ray_jobs.step import StepFailed
     from ray_jobs.store import StoreError
 
-    return isinstance(problem, StepFailed | StoreError | EngineDied | OSError)
+    return isinstance(problem, StepFailed | StoreError | EngineDied | Findings | OSError)
 
 
 def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
+    from ray_jobs.commands_policy import add_policy
     from ray_jobs.commands_review import add_review
     from ray_jobs.commands_tokens import add_tokens
     from ray_jobs.commands_train import add_train
@@ -134,23 +137,6 @@ def add_guards(commands: Any) -> None:
     one.add_argument("--reading", choices=("strict", "loose"), default="strict")
     one.add_argument("--root", default="mill/local")
     one.add_argument("--json", action="store_true")
-
-
-def add_policy(commands: Any) -> None:
-    from ray_jobs import commands_policy as policy
-
-    top = commands.add_parser("policy", help="written policies: lint, show, diff, new")
-    actions = top.add_subparsers(required=True, metavar="ACTION")
-    one = add(actions, "lint", policy.lint, "findings, one sentence each; exit code 1 when there are any")
-    one.add_argument("policy")
-    one = add(actions, "show", policy.show, "the taxonomy as a tree, with counts")
-    one.add_argument("policy")
-    one = add(actions, "diff", policy.diff, "what changed between two policies")
-    one.add_argument("a")
-    one.add_argument("b")
-    one = add(actions, "new", policy.new, "write a skeleton policy and gold set that pass lint")
-    one.add_argument("name")
-    one.add_argument("--folder", default=".")
 
 
 def print_json(value: Any) -> None:

@@ -61,11 +61,12 @@ def run(work: Work) -> Output:
     voters = voter_names(work, work.config.templates)
     failed: list[Failed] = []
     heads = {role: head_features(work, role) for role in voters if is_head(work, role)}
+    gold = {row["id"] for row in rows}
     ballots = [
         row | {"voter": role, "id": row_id(row["parent_id"], "ballot", role)}
         for role, features in heads.items()
         for row in work.read("head_ballots").to_pylist()
-        if row["voter"] == features
+        if row["voter"] == features and row["parent_id"] in gold
     ]
     ballots += ask_voters(work, rows, [role for role in voters if role not in heads], failed)
     fitted = [fit_side(work, side, voters, rows, ballots) for side in work.policy.sides]

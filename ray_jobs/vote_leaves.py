@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from label.audit import confusion, krippendorff_alpha
 from label.combiners import Majority, votes_of
 from ray_jobs.store import Store, TableVersion
+from synth.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ def by_leaf(store: Store, severities: Sequence[str], votes: TableVersion) -> lis
             )
         )
     return sorted(found, key=lambda one: (one.agree, one.leaf, one.side))
+
+
+def voted_seeds(store: Store, severities: Sequence[str]) -> dict[tuple[str, str, str], str]:
+    """(leaf, language, text) of a written prompt -> what most heads called it that were fitted without its group.
+    BadInput where the root has no such votes."""
+    if not {"head_ballots", "seeds"} <= set(store.tables()):
+        raise BadInput(f"{store.root} has no votes on seeds: only a run with fitted voters makes them")
+    table = store.read("seeds", columns=["id", "leaf", "language", "text"])
+    ballots = store.read("head_ballots", columns=["parent_id", "voter", "severity"])
+    told = ballot_array(ballots, table["id"], len(severities))
+    voted = Majority().posterior(told).argmax(axis=1)
+    keys = zip(*(table[name].to_pylist() for name in ("leaf", "language", "text")), strict=True)
+    asked = ~np.isnan(told).all(axis=(1, 2))
+    return {key: severities[at] for key, at, known in zip(keys, voted, asked, strict=True) if known}
 
 
 def ballot_array(ballots: pa.Table, ids: pa.ChunkedArray, severities: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 For each kind of features (sentence embeddings, a language model's hidden states, character n-grams) one head answers
 severity, every category and refusal, on both sides. It is fitted on the `fit` part of the gold set and on the written
 rows (seeds, pairs, sketches). The ballots that the combination is fitted on are out-of-fold: each gold row is
-answered by a head that saw none of its group.
+answered by a head that saw none of its group. So is each written row, for `guardmill policy lint --root`.
 """
 
 from __future__ import annotations
@@ -225,14 +225,14 @@ def embedded(work: Work, role: str, texts: list[str]) -> np.ndarray:
 def out_of_fold(
     work: Work, features: str, gold: list[Item], written: list[Item], vectors: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Every gold row's answers by a head that saw none of its group."""
+    """Every row's answers by a head that saw none of its group."""
     from ray_jobs.engine import head
 
-    fold_of = np.array([fold(item.group_id, work.config.folds) for item in gold] + [-1] * len(written))
     items = [*gold, *written]
+    fold_of = np.array([fold(item.group_id, work.config.folds) for item in items])
     labels, outputs = targets(work.policy, items), questions(work.policy)
     rows = []
-    for number in sorted(set(fold_of[: len(gold)])):
+    for number in sorted(set(fold_of)):
         seen, held = fold_of != number, np.flatnonzero(fold_of == number)
         known = {name: values[seen] for name, values in labels.items()}
         asked = [output for output in outputs if (known[output.name] >= 0).any()]
