@@ -2,6 +2,7 @@
 
     toxicchat   prompts of real users; 2,801 rows, 384 violating
     gptfuzz     responses to attacks, grouped by question; 6,160 rows
+    gold        the prompts of our own safety gold set, in ten languages (see `gold_prompts`)
     cold        Chinese posts, offensive or not; 6,431 rows, labelled half automatically
 
 Vectors: for English, all-MiniLM-L6-v2 on the first 128 tokens (the `local` recipe's teacher reads 256); for Chinese,
@@ -23,6 +24,7 @@ import numpy as np
 from ray_jobs.eval_formats import read_file
 from ray_jobs.voters import item_text
 from synth.ids import stable_hash
+from synth.policy import load_gold, load_policy
 
 FILES = {
     "toxicchat": ("toxicchat_human/toxic_chat_train.json", "toxic-chat"),
@@ -60,6 +62,17 @@ def load(bench: Path, name: str, limit: int = 0) -> LabelSet:
     violating = np.array([row.violating("strict") for row in rows])
     make = characters if name == "cold" else sentences
     return LabelSet(name, texts, violating, tuple(row.group for row in rows), kept(make, texts))
+
+
+def gold_prompts() -> tuple[LabelSet, tuple[str, ...]]:
+    """The safety policy's gold prompts, `violating` in the strict reading, and their severities."""
+    policy = load_policy("safety")
+    rows = [row for row in load_gold(policy) if row.side == "prompt"]
+    texts = tuple(item_text(row.side, row.prompt, list(row.history), row.response) for row in rows)
+    violating = np.array([policy.violates(row.severity, "strict") for row in rows])
+    groups = tuple(row.group_id for row in rows)
+    severities = tuple(row.severity for row in rows)
+    return LabelSet("gold", texts, violating, groups, kept(sentences, texts)), severities
 
 
 def kept(make: Any, texts: tuple[str, ...]) -> np.ndarray:
