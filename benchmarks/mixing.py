@@ -29,6 +29,7 @@ from synth.language import detectable, language
 from synth.mixing import mixing
 from synth.scripts import script_shares
 
+SECOND = ("native-ending", "other-ending", "transliterated")  # the second kind, reported apart
 PY3LANGID = """
 import json, sys, time
 import py3langid
@@ -72,7 +73,7 @@ def by_copies(case: Case) -> bool:
 def judged(found: list[bool], every: list[Case]) -> dict[str, float]:
     """Precision, recall and F1 of mixed texts of the first kind, false positives, and the share found by
     kind."""
-    first = [(f, c) for f, c in zip(found, every, strict=True) if c.kind != "native-ending"]
+    first = [(f, c) for f, c in zip(found, every, strict=True) if c.kind not in SECOND]
     hits = sum(f for f, c in first if c.kind != "negative")
     false = sum(f for f, c in first if c.kind == "negative")
     missed = sum(not f for f, c in first if c.kind != "negative")

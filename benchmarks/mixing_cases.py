@@ -20,7 +20,14 @@ from pathlib import Path
 from synth.policy import load_policy
 from synth.scripts import SPACELESS, script_shares
 
-CATQA = Path(__file__).resolve().parents[2] / "shared" / "bench" / "catqa"
+CATQA = next(
+    (
+        p / "shared/bench/catqa"
+        for p in Path(__file__).resolve().parents
+        if (p / "shared/bench/catqa").exists()
+    ),
+    Path("shared/bench/catqa"),
+)
 ENDINGS = {
     "es": "ar ando ado", "de": "en t ung", "fr": "er é ons", "vi": "", "zh": "了 的", "ja": "する した",
     "ko": "하기 하는", "ru": "ить ов ами", "ar": "ات ين", "hi": "ों ना",

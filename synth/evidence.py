@@ -7,14 +7,24 @@ figures).
 
 from dataclasses import dataclass
 
+from synth.core_words import TERMS
 from synth.language import Language
-from synth.lexicon import TERMS, Lexicon, abroad, international, lexicon, looks
+from synth.lexicon import Lexicon, abroad, assumed, international, leak, lexicon, looks
 from synth.scripts import SPACELESS
+from synth.spelling import strangeness
 
 COPY = 0.8  # a word of the source, known to this language
+COPY_UNLISTED = 0.5  # a word of the source, known to this language's relatives, whose lists hold more English
 COPY_RARE = 1.1  # a word of the source, unknown to it
-WORD = 1.6  # an English word, without the source's word for it
-THIRD = 0.4  # more for other languages: many candidates, many chances
+LEAK = (
+    0.6  # a word without the source's word for it: this share of what English is rarer by here, within WORD
+)
+WORD = (0.9, 1.6)
+THIRD = 0.6  # more for other languages: many candidates, many chances
+ENDING = (
+    4,
+    8,
+)  # letters of a native ending on a foreign stem; the longer ones if the whole is spelt strangely
 STRANGER = 3.5  # a foreign word is common at home
 COMMON = 6.0  # from here on a capitalised word is no name
 ROMANISED = 5.5  # assumed of every word where a language stands in Latin letters that are not its own
@@ -62,8 +72,10 @@ class Sides:
 def _native_ending(key: str, sides: Sides) -> bool:
     """Whether a word that nobody uses is one of the source's (or its stem, without an e) with another
     ending."""
-    for size in range(max(5, len(key) - 4), len(key)):
+    for size in range(max(5, len(key) - ENDING[1]), len(key)):
         stem = key[:size]
+        if len(key) - size > ENDING[0] and _strange(key, sides) < 0.25:
+            continue
         if (stem in sides.stems or stem + "e" in sides.stems) and not international(stem):
             stem = stem if stem in sides.stems else stem + "e"
             return lexicon("en").zipf(stem) - sides.known.zipf(stem) >= COPY
@@ -95,6 +107,8 @@ def judge(plain: str, word: Word, copied: int, with_source: bool, sides: Sides) 
     ):
         return CLEAR
     own = sides.known.zipf(word.key)
+    if copied and not sides.known.listed:
+        own = max(own, assumed(word.key))
     if (
         not copied
         and sides.stems
@@ -107,11 +121,46 @@ def judge(plain: str, word: Word, copied: int, with_source: bool, sides: Sides) 
     if copied:
         english = lexicon("en").zipf(word.key)
         gain = max(gain, english - own)
-        score = gain / (COPY if own > sides.known.floor else COPY_RARE)
+        score = gain / (
+            COPY_RARE if own <= sides.known.floor else COPY if sides.known.listed else COPY_UNLISTED
+        )
         return Evidence(max(score, 0.4) if copied >= 4 else score, where or "en", "copy")
     if word.name and gain + own < COMMON:
         return Evidence(0.0, where, "word")
-    return Evidence(gain / WORD, where, "word")
+    cautious = word.capital or (with_source and where == "en") or not (sides.known.listed or where == "en")
+    least = WORD[1] if cautious else bar(sides.known)
+    return max(Evidence(gain / least, where, "word"), _spelling(word, own, sides), key=lambda one: one.score)
+
+
+def _spelling(word: Word, own: float, sides: Sides) -> Evidence:
+    """The evidence of a word that its language's lists lack, by how it is spelt; it weighs double if another language
+    has the word."""
+    if word.capital or len(word.key) < 4 or own > sides.known.floor or not word.key.isalpha():
+        return CLEAR
+    if sides.known.floor == ROMANISED or word.script not in ("Latin", "Cyrillic"):
+        return (
+            CLEAR  # marks for vowels come and go in Arabic and its kin, and the others have one list a script
+        )
+    strange = _strange(word.key, sides, word.script)
+    if strange <= 0.25:
+        return CLEAR
+    elsewhere = [entry for entry in abroad(word.key) if entry[0] != sides.target.base]
+    where, most = max(elsewhere, key=lambda entry: entry[1], default=("", 0.0))
+    return Evidence(
+        strange * (1.0 if most < STRANGER else 2.0 if sides.known.listed else 1.5), where, "spelling"
+    )
+
+
+def _strange(key: str, sides: Sides, script: str = "Latin") -> float:
+    """`strangeness` in the script of the lists: theirs of Serbian are in Latin letters."""
+    written = "Latin" if sides.known.code == "sr" else script
+    return strangeness(sides.known.spelt(key), sides.target.base, written)
+
+
+def bar(known: Lexicon) -> float:
+    """How much more common another language's word must be there than here to be foreign without a source."""
+    least, most = WORD
+    return min(most, max(least, LEAK * leak(known.code))) if known.words[0] else most
 
 
 def _abroad(word: Word, own: float, sides: Sides) -> tuple[float, str]:
@@ -156,7 +205,7 @@ def _other_script(plain: str, word: Word, copied: int, with_source: bool, sides:
         where, most = "en", english
     if word.capital and most < COMMON:
         return Evidence(0.3, where, "script")
-    if international(word.key) or (sides.known.knows(word.key) and most - sides.known.zipf(word.key) < 1.0):
+    if word.key in TERMS or (sides.known.knows(word.key) and most - sides.known.zipf(word.key) < 1.0):
         return CLEAR
     if most <= 1.0 and (copied or "-" in word.key):  # a new term or a compound that no list has
         return Evidence(0.5, "", "script")
