@@ -49,8 +49,8 @@ CORE = {
     "nulis maca ngombe mlaku mlayu lunga teka mulih njupuk nggawa menehi nampa golek nggolek nemokake ndelok krungu "
     "ngandhani kandha crita njelasake nerangake nuduhake nulungi ngajari sinau nyambut gawe mbayar nyilih ngedol "
     "mbuwang ngapusi nglarani nyiksa mbunuh mateni ngracuni mbobol ngrusak mbledhosake nyelundupake nggunakake "
-    "nindakake nglakoni nggawekake ngindhari nyegah nolak nampik ngancam meksa mekso ngilangi ndhelikake singidan nyingitake "
-    "dianggep diarani digawe digunakake ditindakake dilakoni dijupuk ditangkep dipateni katon kelakon ketemu kelangan "
+    "nindakake nglakoni nggawekake ngindhari nyegah nolak nampik ngancam meksa mekso ngilangi ndhelikake "
+    "singidan nyingitake dianggep diarani digawe digunakake ditindakake dilakoni dijupuk ditangkep dipateni katon kelakon ketemu kelangan "
     "apike paling bab sakdurunge saksuwene suwe suwene pira piro pirang akehe regane rega murah larang bayaran",
 }
 
