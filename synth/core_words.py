@@ -50,7 +50,8 @@ CORE = {
     "ngandhani kandha crita njelasake nerangake nuduhake nulungi ngajari sinau nyambut gawe mbayar nyilih ngedol "
     "mbuwang ngapusi nglarani nyiksa mbunuh mateni ngracuni mbobol ngrusak mbledhosake nyelundupake nggunakake "
     "nindakake nglakoni nggawekake ngindhari nyegah nolak nampik ngancam meksa mekso ngilangi ndhelikake "
-    "singidan nyingitake dianggep diarani digawe digunakake ditindakake dilakoni dijupuk ditangkep dipateni katon kelakon ketemu kelangan "
+    "singidan nyingitake dianggep diarani digawe digunakake ditindakake dilakoni dijupuk ditangkep dipateni "
+    "katon kelakon ketemu kelangan "
     "apike paling bab sakdurunge saksuwene suwe suwene pira piro pirang akehe regane rega murah larang bayaran",
 }
 
