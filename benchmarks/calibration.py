@@ -109,6 +109,10 @@ def judged(data: LabelSet, seed: int) -> dict[str, Any]:
         "interval": interval(confidence, right, [data.groups[row] for row in held], seed),
         "f1": violating_f1(truth, labels, FLAGS),
         "majority": calibration_error(majority.max(axis=1), majority.argmax(axis=1) == truth),
+        "voters_f1": {
+            voter: violating_f1(truth, asked.severity[:, at].argmax(axis=1), FLAGS)
+            for at, voter in enumerate(asked.voters)
+        },
         "majority_f1": violating_f1(truth, majority.argmax(axis=1), FLAGS),
         "reliability": reliability(confidence, right),
     }
@@ -192,7 +196,8 @@ def main() -> None:
             print(
                 f"{name} seed {one['seed']}: {one['rows']} rows, {one['combiner']}, {one['calibration']}: "
                 f"ECE {one['ece']:.3f}, debiased {one['debiased']:.3f} [{low:.3f}, {high:.3f}], F1 {one['f1']:.3f}; "
-                f"majority: ECE {one['majority']['ece']:.3f}, F1 {one['majority_f1']:.3f}"
+                f"majority: ECE {one['majority']['ece']:.3f}, F1 {one['majority_f1']:.3f}; "
+                f"best single voter: F1 {max(one['voters_f1'].values()):.3f}"
             )
         worst = max(one["debiased"] for one in here)
         held.append(

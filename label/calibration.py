@@ -1,12 +1,12 @@
-"""Calibration of a label's confidence: temperature or isotonic, chosen by cross-validation, and how far
-off it is.
+"""Calibration of a label's confidence: temperature, Platt scaling or isotonic, chosen by cross-validation, and how
+far off it is.
 
 A confidence is the probability that the chosen label is right, so calibrating is a binary problem ("top-label
-calibration", Gupta & Ramdas 2022): isotonic regression of correctness on the raw confidence, or Platt
-scaling of its log-odds with one slope (a temperature) and no intercept. Neither changes which label is
-chosen. Measured by the expected calibration error over bins of equal mass (plug-in, biased upwards on few
-rows) and by the debiased squared error of Kumar, Liang & Ma 2019: per bin, (confidence - accuracy)^2 less
-the variance of the accuracy.
+calibration", Gupta & Ramdas 2022): isotonic regression of correctness on the raw confidence, or scaling of its
+log-odds, with a slope alone (a temperature) or with an intercept too (Platt 1999): voters that err together make a
+combination too sure at every level, which no slope through zero mends. None changes which label is chosen. Measured
+by the expected calibration error over bins of equal mass (plug-in, biased upwards on few rows) and by the debiased
+squared error of Kumar, Liang & Ma 2019: per bin, (confidence - accuracy)^2 less the variance of the accuracy.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
 Floats = NDArray[np.float64]
@@ -24,17 +24,18 @@ _EDGE = 1e-6
 
 @dataclass(frozen=True)
 class Calibration:
-    """Raw confidences to calibrated ones. kind: identity, temperature (one number), isotonic (knots)."""
+    """Raw confidences to calibrated ones. kind: identity, temperature, platt (with a shift), isotonic (knots)."""
 
     kind: str = "identity"
     temperature: float = 1.0
+    shift: float = 0.0
     knots_x: tuple[float, ...] = ()
     knots_y: tuple[float, ...] = ()
 
     def apply(self, confidence: Floats) -> Floats:
         """Calibrated confidences, same shape, NaN kept."""
-        if self.kind == "temperature":
-            return _sigmoid(_logit(confidence) / self.temperature)
+        if self.kind in ("temperature", "platt"):
+            return _sigmoid(_logit(confidence) / self.temperature + self.shift)
         if self.kind == "isotonic":
             return np.interp(confidence, self.knots_x, self.knots_y)
         return confidence
@@ -43,6 +44,7 @@ class Calibration:
         return {
             "kind": self.kind,
             "temperature": self.temperature,
+            "shift": self.shift,
             "knots_x": list(self.knots_x),
             "knots_y": list(self.knots_y),
         }
@@ -50,7 +52,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Calibration":
         knots_x, knots_y = tuple(fields["knots_x"]), tuple(fields["knots_y"])
-        return cls(fields["kind"], fields["temperature"], knots_x, knots_y)
+        return cls(fields["kind"], fields["temperature"], fields["shift"], knots_x, knots_y)
 
 
 def _logit(probability: Floats) -> Floats:
@@ -74,6 +76,21 @@ def fit_temperature(confidence: Floats, correct: NDArray[np.bool_]) -> Calibrati
     return Calibration("temperature", float(np.exp(best.x)))
 
 
+def fit_platt(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
+    """Slope and intercept on the log-odds, by maximum a posteriori: standard normal priors on the intercept and the log
+    of the temperature, since rows of one outcome alone would drive both to infinity."""
+    logits, signs = _logit(confidence), np.where(correct, 1.0, -1.0)
+
+    def negative_log_posterior(parameters: Floats) -> float:
+        log_temperature, shift = parameters
+        fit = np.logaddexp(0.0, -signs * (logits / np.exp(log_temperature) + shift)).sum()
+        return float(fit + (log_temperature**2 + shift**2) / 2) / max(len(logits), 1)
+
+    bounds = [(np.log(0.05), np.log(20.0)), (-10.0, 10.0)]
+    best = minimize(negative_log_posterior, np.zeros(2), bounds=bounds)
+    return Calibration("platt", float(np.exp(best.x[0])), float(best.x[1]))
+
+
 def fit_isotonic(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     """A monotone fit; its levels are kept inside (0, 1) by what one pseudo-row would weigh."""
     model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
@@ -81,7 +98,9 @@ def fit_isotonic(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     )
     edge = 1.0 / (len(confidence) + 2.0)
     levels = np.clip(model.y_thresholds_, edge, 1 - edge)
-    return Calibration("isotonic", 1.0, tuple(map(float, model.X_thresholds_)), tuple(map(float, levels)))
+    return Calibration(
+        "isotonic", 1.0, 0.0, tuple(map(float, model.X_thresholds_)), tuple(map(float, levels))
+    )
 
 
 @dataclass(frozen=True)
@@ -96,10 +115,11 @@ class Calibrated:
 def choose_calibration(
     confidence: Floats, correct: NDArray[np.bool_], folds: Sequence[tuple[NDArray[Any], NDArray[Any]]]
 ) -> Calibrated:
-    """Identity, temperature or isotonic: lowest Brier over (train, test) folds, ties to the simpler."""
+    """Identity, temperature, Platt or isotonic: lowest Brier over (train, test) folds, ties to the simpler."""
     fits: dict[str, Callable[[Floats, NDArray[np.bool_]], Calibration]] = {
         "identity": lambda *_: Calibration(),
         "temperature": fit_temperature,
+        "platt": fit_platt,
         "isotonic": fit_isotonic,
     }
     crossed: dict[str, Floats] = {}

@@ -14,7 +14,6 @@ from ray_jobs.cli import print_json
 from ray_jobs.commands_evaluate import COLUMNS
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, read_file
 from ray_jobs.file_scores import sampled
-from ray_jobs.file_training import examples
 from synth.errors import BadInput
 from synth.ids import stable_hash
 from synth.policy import Policy, load_policy
@@ -68,6 +67,8 @@ def add_train(commands: Any) -> None:
 
 def train_files(options: argparse.Namespace) -> None:
     """Read and check everything, then train; the same call on the same files again does nothing."""
+    from ray_jobs.file_training import examples
+
     policy = load_policy(options.policy)
     template = getattr(options, "template", "")
     rows = [row for part in given(options, policy) for row in part]

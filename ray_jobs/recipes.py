@@ -4,6 +4,7 @@ A recipe binds roles to models and holds the config of every step. Nothing in a 
 
 tiny        the whole flow in about a minute, for tests
 local       the whole flow on two cores without a GPU
+local_votes the baseline of local: labels by votes alone, nothing relabelled
 single_gpu, qwen3guard (ray_jobs.recipes_scale): public models on GPUs
 """
 
@@ -104,6 +105,17 @@ def local() -> Recipe:
     )
 
 
+def local_votes() -> Recipe:
+    """`local` without controversial and distilled labels: the baseline that these two steps have to beat."""
+    return replace(
+        local(),
+        name="local_votes",
+        report=ReportConfig("local_votes"),
+        controversial=ControversialConfig(enabled=False),
+        distilled=DistilledConfig(enabled=False),
+    )
+
+
 def tiny() -> Recipe:
     """The same flow on a few leaves and rows, for tests."""
     recipe = local()
@@ -129,7 +141,7 @@ def tiny() -> Recipe:
 
 
 ALL: Mapping[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (tiny, local, single_gpu, qwen3guard)
+    recipe.__name__: recipe for recipe in (tiny, local, local_votes, single_gpu, qwen3guard)
 }
 
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from label.calibration import abstain_threshold, calibration_error, choose_calibration
+from label.calibration import (
+    Calibration,
+    abstain_threshold,
+    calibration_error,
+    choose_calibration,
+    fit_platt,
+    fit_temperature,
+)
 from label.combiners import fit_dawid_skene, fit_weighted, votes_of
 from label.vote import (
     Ballots,
@@ -234,6 +241,27 @@ def test_calibration_repairs_overconfidence_and_keeps_the_order():
     assert calibration_error(result.confidence, correct)["debiased"] < 0.04
     mapped = result.calibration.apply(np.linspace(0.5, 1.0, 50))
     assert (np.diff(mapped) >= 0).all()
+
+
+def test_a_confidence_that_is_too_high_at_every_level_is_mended_by_a_shift():
+    rng = np.random.default_rng(5)
+    claimed = rng.choice([0.9, 0.95, 0.98], 3000)
+    odds = claimed / (1 - claimed) * 0.2
+    correct = rng.random(3000) < odds / (1 + odds)
+    folds = [(np.flatnonzero(np.arange(3000) % 2 == half), np.flatnonzero(np.arange(3000) % 2 != half))
+             for half in (0, 1)]  # fmt: skip
+    by_slope = fit_temperature(claimed, correct).apply(claimed)
+    result = choose_calibration(claimed, correct, folds)
+    assert calibration_error(result.confidence, correct, bins=3)["debiased"] < 0.02
+    assert result.brier["platt"] < result.brier["temperature"]
+    assert calibration_error(by_slope, correct, bins=3)["debiased"] > 0.02
+    assert Calibration.from_dict(result.calibration.to_dict()) == result.calibration
+
+
+@pytest.mark.parametrize("outcome", [True, False])
+def test_a_calibration_on_rows_of_one_outcome_stays_finite(outcome):
+    told = fit_platt(np.full(50, 0.8), np.full(50, outcome)).apply(np.array([0.6, 0.8, 0.99]))
+    assert np.isfinite(told).all() and (told > 0).all() and (told < 1).all()
 
 
 def test_the_debiased_error_of_a_calibrated_confidence_is_smaller_than_the_plug_in():

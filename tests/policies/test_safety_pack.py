@@ -20,11 +20,8 @@ CATEGORIES = {
     "copyright": "Copyright Violation",
     "jailbreak": "Jailbreak",
 }
-SEEDS = {
-    "en": {"Unsafe": 6, "Controversial": 3, "Safe": 4},
-    "zh": {"Unsafe": 3, "Controversial": 1, "Safe": 2},
-}
-KEYWORDS, PAIRS = {"en": 10, "zh": 3}, {"en": 4, "zh": 1}
+SEEDS = {"Unsafe": 6, "Controversial": 3, "Safe": 4}
+KEYWORDS, PAIRS = 10, 4
 PARTIAL = ("es", "ar", "ru", "ja", "de", "fr", "ko", "hi")
 SCRIPTS = {"zh": "\u4e00-\u9fff", "ar": "\u0600-\u06ff", "ru": "\u0400-\u04ff", "ko": "\uac00-\ud7af"}
 SCRIPTS |= {"hi": "\u0900-\u097f", "ja": "\u3040-\u30ff"}
@@ -82,11 +79,11 @@ def test_every_leaf_says_what_it_is_what_it_is_not_and_how_severe(pack: Policy) 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_leaf_has_its_seeds_keywords_and_twins(pack: Policy, language: str) -> None:
     for leaf in pack.leaves:
-        for severity, least in SEEDS[language].items():
+        for severity, least in SEEDS.items():
             assert len(seed_texts(leaf, severity, language)) >= least, (leaf.id, severity)
         keywords = [keyword.text for keyword in leaf.keywords if keyword.language == language]
-        assert len(set(keywords)) == len(keywords) >= KEYWORDS[language], leaf.id
-        assert sum(pair.language == language for pair in leaf.pairs) >= PAIRS[language], leaf.id
+        assert len(set(keywords)) == len(keywords) >= KEYWORDS, leaf.id
+        assert sum(pair.language == language for pair in leaf.pairs) >= PAIRS, leaf.id
 
 
 @pytest.mark.parametrize("language", PARTIAL)

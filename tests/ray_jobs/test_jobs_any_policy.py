@@ -2,6 +2,7 @@
 below policies/ can know the subject."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -185,6 +186,24 @@ def test_no_half_labelled_a_group_that_it_trained_on(milled):
         if row["fold"] >= 0:
             folds.setdefault(row["group_id"], set()).add(row["fold"])
     assert folds and all(len(fold) == 1 for fold in folds.values())
+
+
+def test_the_baseline_recipe_trains_on_the_votes_as_they_are(
+    milled, data_quality, leaves, quiet_run, tmp_path
+):
+    baseline = named("local_votes")
+    assert not baseline.controversial.enabled and not baseline.distilled.enabled
+    assert replace(baseline, controversial=named("local").controversial, distilled=named("local").distilled,
+                   name="local", report=named("local").report) == named("local")  # fmt: skip
+    store = Store(str(shutil.copytree(milled.root, tmp_path / "root")))
+    steps = flow(data_quality, leaves)[:-2]
+    steps += [controversial.step(baseline.controversial), distilled.step(baseline.distilled)]
+    run_steps(steps, quiet_run(store, data_quality, ROLES, units=4, error_budget=0.0))
+    voted = {
+        row["id"]: (row["severity"], row["origin"]) for row in rows(store, "votes") if not row["abstain"]
+    }
+    assert {row["id"]: (row["severity"], row["origin"]) for row in rows(store, "distilled")} == voted
+    assert rows(store, "label_changes") == [] and rows(store, "controversial_ratios") == []
 
 
 def test_training_rows_are_the_certain_ones_and_read_in_the_policys_answer(milled, data_quality):
