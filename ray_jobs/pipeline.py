@@ -80,6 +80,7 @@ def run_of(recipe: Recipe, policy: Policy, root: str) -> Run:
         recipe.unit_cpus,
         recipe.local_cpus,
         recipe.units,
+        recipe.request_cache_gb,
     )
 
 

@@ -5,6 +5,7 @@ A recipe binds roles to models and holds the config of every step. Nothing in a 
 tiny        the whole flow in about a minute, for tests
 local       the whole flow on two cores without a GPU
 local_votes the baseline of local: labels by votes alone, nothing relabelled
+tiny_vllm, tiny_endpoint (ray_jobs.recipes_engines): tiny, its texts written by vLLM or by an endpoint
 single_gpu, qwen3guard (ray_jobs.recipes_scale): public models on GPUs
 """
 
@@ -23,6 +24,7 @@ from ray_jobs.evaluation import EvaluationConfig
 from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
+from ray_jobs.recipes_engines import tiny_endpoint, tiny_vllm
 from ray_jobs.recipes_scale import qwen3guard, single_gpu
 from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
@@ -38,7 +40,8 @@ from synth.errors import BadInput
 @dataclass(frozen=True)
 class Recipe:
     """One run of the mill. `error_budget`: the share of failed rows above which a step fails. `units`: into how many
-    shares a step's work is cut; a crash costs those in flight."""
+    shares a step's work is cut; a crash costs those in flight. `request_cache_gb`: how much of the root may hold
+    answers of models for later runs; 0 keeps none."""
 
     name: str
     policy: str
@@ -48,6 +51,7 @@ class Recipe:
     unit_cpus: float = 0.25
     local_cpus: int = 4
     units: int = 24
+    request_cache_gb: float = 4.0
     seeds: SeedsConfig = SeedsConfig()
     gold: GoldConfig = GoldConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -128,7 +132,7 @@ def tiny() -> Recipe:
         roles={role: model for role, model in recipe.roles.items() if role != "voter-2"},
         seeds=SeedsConfig(leaves=leaves),
         gold=GoldConfig(limit=120),
-        prompts=PromptsConfig(self_instruct=1, keyword=1, rounds=1),
+        prompts=PromptsConfig(self_instruct=1, keyword=1, style=1, multi_turn=1, rounds=1),
         responses=replace(recipe.responses, share=0.3, sampling=Sampling(max_tokens=16, temperature=0.8)),
         combiner=CombinerConfig(repeats=1),
         voters=VotersConfig(folds=3, features=("embed", "char_ngrams")),
@@ -141,7 +145,8 @@ def tiny() -> Recipe:
 
 
 ALL: Mapping[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (tiny, local, local_votes, single_gpu, qwen3guard)
+    recipe.__name__: recipe
+    for recipe in (tiny, tiny_vllm, tiny_endpoint, local, local_votes, single_gpu, qwen3guard)
 }
 
 

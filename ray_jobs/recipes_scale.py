@@ -1,8 +1,7 @@
 """Recipes for GPUs: one card, and the scale of the *Qwen3Guard Technical Report* (arXiv 2510.14276).
 
-Every role is bound to a public, ungated model of the Hugging Face hub or to a checkpoint that the run itself makes.
-Hub models ask for the engine "vllm", which this version does not have yet: a run says so in one sentence when the first
-such role is used. No figure of these recipes was measured; only their arithmetic is tested.
+Every role is bound to a public, ungated model of the Hugging Face hub, on vLLM, or to a checkpoint that the run itself
+makes. No figure of these recipes was measured; only their arithmetic is tested, and vLLM itself on CPUs.
 
 Options of a model: `gpus` that one replica asks Ray for, `tensor_parallel` cards it is spread over, `min_replicas`,
 `max_replicas`, and `max_model_len` tokens of one sequence. A share below 1 is also its share of the card's memory.

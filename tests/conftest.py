@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from ray_jobs.engine.calls import Completion, Failure, Model, Sampling, Scores, TokenScores
+from ray_jobs.engine.client import COUNTED
 from ray_jobs.step import Run, Step, Work, run_step
 from ray_jobs.step.units import run_unit
 from ray_jobs.store import Provenance, Store, TableVersion
@@ -31,7 +32,7 @@ class FakeClient:
 
     def __init__(self, model: Model, fails: Callable[[str], bool]) -> None:
         self.model, self.fails = model, fails
-        self.usage = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.usage = dict.fromkeys(COUNTED, 0)
         self.asked: list[Any] = []
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
@@ -122,12 +123,11 @@ class FakeEngines:
             )
         return self.clients[role]
 
-    def take_usage(self) -> dict[str, int]:
-        total = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    def take_usage(self) -> dict[str, dict[str, int]]:
+        taken = {role: client.usage for role, client in self.clients.items()}
         for client in self.clients.values():
-            total = {name: total[name] + client.usage[name] for name in total}
-            client.usage = dict.fromkeys(total, 0)
-        return total
+            client.usage = dict.fromkeys(COUNTED, 0)
+        return taken
 
     def shutdown(self, keep: Sequence[str] = ()) -> None:
         """Nothing is held."""
@@ -157,7 +157,7 @@ def inline() -> Iterator[Inline]:
             seen.units.append((step.name, unit.key))
             yield run_unit(step, unit, work)
 
-    def engines(roles: Mapping[str, Model], cache_dir: str = "") -> FakeEngines:
+    def engines(roles: Mapping[str, Model], cache_dir: str = "", requests: Any = None) -> FakeEngines:
         seen.engines.append(FakeEngines(roles, cache_dir))
         return seen.engines[-1]
 

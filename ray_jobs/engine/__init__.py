@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_jobs.engine import head as heads
-from ray_jobs.engine.actor import ModelActor
+from ray_jobs.engine.actor import start
 from ray_jobs.engine.calls import (
     Completion,
     Engine,
@@ -29,6 +29,8 @@ from ray_jobs.engine.calls import (
     TokenScores,
 )
 from ray_jobs.engine.client import Client, HeadClient, wait
+from ray_jobs.engine.replicas import spread
+from ray_jobs.engine.vllm import available
 from ray_jobs.engine.weights import IDENTITY_OPTIONS, fingerprint, form, locate
 from synth.errors import BadInput
 from synth.ids import stable_hash
@@ -41,30 +43,35 @@ __all__ = [
 NAMESPACE = "guardmill"
 # Two threads of a process must not open two clients of one role: what one of them counts would be lost.
 _OPENING: dict[str, threading.Lock] = {}
+CLOSE_SECONDS = 20  # an engine that has not ended its processes by then is killed with them running
 # Where cores are shared, OpenMP threads that spin at a barrier burn the time slice of the one they wait for:
 # twelve decoding steps beside other busy processes took 11 to 55 s spinning and 2 s sleeping.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Engines:
-    """The models of a run, by role. `cache_dir` holds converted weights (default: `weights.cache_folder`).
+    """The models of a run, by role. `cache_dir` holds converted weights (default: `weights.cache_folder`); `requests`
+    are the root and the bytes of the request cache (requests.py), None for a run without one.
 
     It may be pickled into Ray tasks. An actor that the driver made ends with the driver; one that a task made
     ends with `shutdown()`.
     """
 
-    def __init__(self, roles: Mapping[str, Model], cache_dir: str = "") -> None:
-        self.roles, self.cache_dir = dict(roles), cache_dir
+    def __init__(
+        self, roles: Mapping[str, Model], cache_dir: str = "", requests: tuple[str, int] | None = None
+    ) -> None:
+        self.roles, self.cache_dir, self.requests = dict(roles), cache_dir, requests
         self.clients: dict[str, Client] = {}
-        self.spent: Counter[str] = Counter()  # by clients that `shutdown` let go
+        self.spent: dict[str, Counter[str]] = {}  # by clients that `shutdown` let go
         self.in_task = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "roles": self.roles,
             "cache_dir": self.cache_dir,
+            "requests": self.requests,
             "clients": {},
-            "spent": Counter(),
+            "spent": {},
             "in_task": True,
         }
 
@@ -90,12 +97,12 @@ class Engines:
         with ThreadPoolExecutor(max(1, len(roles))) as pool:
             list(pool.map(self.get, roles))
 
-    def take_usage(self) -> dict[str, int]:
-        """Calls and tokens of this object's clients since the last time it was asked."""
-        total, self.spent = self.spent, Counter()
-        for client in self.clients.values():
-            total.update(client.take_usage())
-        return dict(total)
+    def take_usage(self) -> dict[str, dict[str, int]]:
+        """Calls and tokens by role of this object's clients since the last time it was asked."""
+        total, self.spent = self.spent, {}
+        for role, client in self.clients.items():
+            total.setdefault(role, Counter()).update(client.take_usage())
+        return {role: dict(usage) for role, usage in sorted(total.items()) if any(usage.values())}
 
     def shutdown(self, keep: Collection[str] = ()) -> None:
         """End the actors of all roles, whoever made them, but those named in `keep`."""
@@ -104,41 +111,51 @@ class Engines:
         for model in self.roles.values():
             with suppress(BadInput, ValueError):  # it cannot be loaded, was never loaded, or is gone already
                 if (name := actor_name(model)) and name not in keep:
-                    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+                    _end(ray.get_actor(name, namespace=NAMESPACE), model)
         gone = {role for role, client in self.clients.items() if actor_name(client.model) not in keep}
         for role in gone:
-            self.spent.update(self.clients.pop(role).usage)
+            self.spent.setdefault(role, Counter()).update(self.clients.pop(role).usage)
 
     def _client(self, model: Model) -> Client:
         import ray
 
-        if model.engine == "vllm":  # said here, before the actor waits for (or a cluster rents) its GPUs
-            raise BadInput(f"model {model.name!r}: the engine 'vllm' is not available here")
         if form(model) == "head":
             head, base = _head_and_base(model)
             return HeadClient(head, self._client(base) if base else None, model)
+        if model.engine == "vllm":
+            available(model)
         handle = self._actor(model)
         try:
-            reason = wait(handle, handle.load.remote(model), model)
+            reason = self._load(handle, model)
         except EngineDied:  # a dead actor keeps its name until it is also killed by it: clear it away, once
             ray.kill(handle)
             time.sleep(1)
             handle = self._actor(model)
-            reason = wait(handle, handle.load.remote(model), model)
+            reason = self._load(handle, model)
         if reason:
             raise BadInput(reason)
         return Client(handle, model)
 
-    def _actor(self, model: Model) -> Any:
-        import ray
+    def _load(self, handle: Any, model: Model) -> str:
+        return wait(handle, handle.load.remote(model, self.requests), model, loading=True)
 
+    def _actor(self, model: Model) -> Any:
         environment = {**PATIENT_THREADS, **({"GUARDMILL_CACHE": self.cache_dir} if self.cache_dir else {})}
-        options: dict[str, Any] = {
-            "name": actor_name(model), "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 1,
-            "num_gpus": _gpus(model), "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1000,
-            "lifetime": "detached" if self.in_task else None, "runtime_env": {"env_vars": environment},
-        }  # fmt: skip
-        return ray.remote(ModelActor).options(**options).remote()
+        return start(
+            model, name=actor_name(model), namespace=NAMESPACE, get_if_exists=True,
+            lifetime="detached" if self.in_task else None, runtime_env={"env_vars": environment},
+        )  # fmt: skip
+
+
+def _end(handle: Any, model: Model) -> None:
+    """Kill an actor. vLLM's own processes are asked to end first: they would outlive a killed parent."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    if model.engine == "vllm" or spread(model):
+        with suppress(GetTimeoutError, RayActorError):
+            ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
+    ray.kill(handle)
 
 
 def actor_name(model: Model) -> str:
@@ -162,11 +179,3 @@ def _head_and_base(model: Model) -> tuple[heads.Head, Model | None]:
         raise BadInput(f"head {model.name!r} was fitted on {head.base_fingerprint}, but {found} is at hand")
     runtime = tuple(option for option in model.options if option[0] not in IDENTITY_OPTIONS)
     return head, replace(head.base, options=head.base.options + runtime)
-
-
-def _gpus(model: Model) -> float:
-    """GPUs the actor asks for: the option `gpus`, or a fifth of one where the cluster has any."""
-    import ray
-
-    available = ray.cluster_resources().get("GPU", 0) > 0
-    return float(model.option("gpus", 0.2 if available and model.engine == "local" else 0))

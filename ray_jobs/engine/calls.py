@@ -10,7 +10,7 @@ Four calls, all list in and list out, of equal length, with a `Failure` in the p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -48,23 +48,37 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. temperature 0 is greedy; top_k 0 sets no limit; a stop string ends a text, cut off."""
+    """How to sample. temperature 0 is greedy; top_k 0 sets no limit; a stop string ends a text, cut off.
+
+    At most one of these holds a text to a structure: `choice` (one of these texts), `regex` (all of it matches),
+    `schema` (a JSON schema, as text). A text that came out otherwise is a failed row.
+    """
 
     max_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 0.95
     top_k: int = 50
     stop: tuple[str, ...] = ()
+    choice: tuple[str, ...] = ()
+    regex: str = ""
+    schema: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.choice) + bool(self.regex) + bool(self.schema) > 1:
+            raise ValueError(
+                "a text is held to a choice, a regular expression or a JSON schema, not to several"
+            )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A sampled text. finish_reason: "stop" (end mark or stop string) or "length"."""
+    """A sampled text. finish_reason: "stop" (end mark or stop string) or "length". `cached`: it was paid for before."""
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    cached: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class Scores:
     probabilities: tuple[float, ...]
     approximate: bool
     prompt_tokens: int
+    cached: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,14 @@ class Failure:
 
     reason: str
     raw: str = ""
+
+
+class RowFailed(Exception):
+    """Raised inside an engine: this row has no answer, the others may have one."""
+
+    def __init__(self, reason: str, raw: str = "") -> None:
+        super().__init__(reason)
+        self.failure = Failure(reason, raw)
 
 
 class EngineDied(RuntimeError):

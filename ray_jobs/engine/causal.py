@@ -13,11 +13,10 @@ from transformers.utils import logging as transformers_logging
 from ray_jobs.engine.cache import SlotCache
 from ray_jobs.engine.calls import Failure, Model, Prompt
 from ray_jobs.engine.prefix import plan
+from ray_jobs.engine.tokens import encode, end_ids
 from ray_jobs.engine.weights import locate
 from synth.errors import BadInput
 
-# Special tokens that end a text in the chat formats at hand, whether or not the configuration names them.
-END_MARKS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>")
 PREFILL_TOKENS = (
     4096  # tokens of one prefill pass: enough to fill the device, small enough for its activations
 )
@@ -80,7 +79,7 @@ class CausalLM:
         self.config = self.model.config.get_text_config()
         self.context = self._context(model.name)
         self.cache = SlotCache(self.config, self.place.dtype, self.place.device)
-        self.end_ids = self._end_ids()
+        self.end_ids = end_ids(self.tokenizer, getattr(self.model.generation_config, "eos_token_id", None))
 
     def _context(self, name: str) -> int:
         """The longest sequence; a sliding window bounds it, since within the window attention is full."""
@@ -93,31 +92,9 @@ class CausalLM:
         window = getattr(self.config, "sliding_window", None)
         return min(context, window) if window and "sliding_attention" in kinds else context
 
-    def _end_ids(self) -> frozenset[int]:
-        stated = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = set(stated if isinstance(stated, list) else [stated]) | {self.tokenizer.eos_token_id}
-        added = self.tokenizer.added_tokens_decoder
-        ids |= {i for i, token in added.items() if token.special and token.content in END_MARKS}
-        return frozenset(i for i in ids if i is not None)
-
     def encode(self, prompt: Prompt, chats: bool) -> list[int] | Failure:
-        """Token ids of a prompt, shorter than the context. A text is taken as it is; messages go through the
-        chat template if the model `chats` (a base model does not), and a last assistant turn is continued."""
-        if isinstance(prompt, str):
-            text, special = prompt, True
-        elif not chats or not self.tokenizer.chat_template:
-            return Failure("a model without a chat template was given messages instead of a text")
-        else:
-            continued, special = prompt[-1]["role"] == "assistant", False
-            text = str(self.tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
-            ))  # fmt: skip
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        if not ids:
-            return Failure("the prompt is empty")
-        if len(ids) >= self.context:
-            return Failure(f"the prompt has {len(ids)} tokens, the model's context holds {self.context}")
-        return ids
+        """Token ids of a prompt; messages go through the chat template if the model `chats`."""
+        return encode(self.tokenizer, prompt, chats, self.context)
 
     def room(self, longest: int) -> int:
         """How many slots of `longest` tokens the cache may have."""

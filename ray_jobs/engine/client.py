@@ -19,8 +19,10 @@ from ray_jobs.engine.calls import (
     Scores,
     TokenScores,
 )
+from ray_jobs.engine.tokens import plain
 
 _COUNTING = threading.Lock()
+COUNTED = ("calls", "cached", "prompt_tokens", "completion_tokens")
 LOOK_EVERY = 30.0  # seconds between two looks at whether a model that has not answered still moves
 
 
@@ -28,12 +30,12 @@ class Client:
     """The calls of one role to the actor of its model (it travels by pickling).
 
     Each call blocks until all its rows are answered. Raises EngineDied when the actor is gone or stalled.
-    `usage` counts calls (rows) and tokens of this object.
+    `usage` counts calls (rows) and tokens of this object; rows from the request cache are `cached`, no calls.
     """
 
     def __init__(self, handle: Any, model: Model) -> None:
         self.handle, self.model = handle, model
-        self.usage = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.usage = dict.fromkeys(COUNTED, 0)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
@@ -73,9 +75,11 @@ class Client:
 
     def _count(self, answers: Sequence[Any]) -> None:
         with _COUNTING:
-            self.usage["calls"] += len(answers)
+            paid = [answer for answer in answers if not getattr(answer, "cached", False)]
+            self.usage["calls"] += len(paid)
+            self.usage["cached"] += len(answers) - len(paid)
             for name in ("prompt_tokens", "completion_tokens"):
-                self.usage[name] += sum(getattr(answer, name, 0) for answer in answers)
+                self.usage[name] += sum(getattr(answer, name, 0) for answer in paid)
 
 
 class HeadClient(Client):
@@ -117,22 +121,24 @@ class HeadClient(Client):
             answers = self.base._call("embed", (list(prompts),))
             tokens = [getattr(answer, "prompt_tokens", 0) for answer in answers]
             return [a if isinstance(a, Failure) else a.values for a in answers], tokens
-        texts = [p if isinstance(p, str) else "\n".join(turn["content"] for turn in p) for p in prompts]
-        return list(heads.ngram_vectors(texts)), [0] * len(texts)
+        return list(heads.ngram_vectors([plain(prompt) for prompt in prompts])), [0] * len(prompts)
 
     def _call(self, method: str, columns: tuple[list[Any], ...], extra: tuple[Any, ...] = ()) -> list[Any]:
         raise TypeError(f"model {self.model.name!r} is a fitted head: it scores, it cannot {method}")
 
 
-def wait(handle: Any, answer: Any, model: Model) -> Any:
-    """The answer of an actor, or EngineDied when it is dead or has made no step for `stall_s` seconds.
+def wait(handle: Any, answer: Any, model: Model, loading: bool = False) -> Any:
+    """The answer of an actor, or EngineDied when it is dead or has made no step for `stall_s` seconds (600).
 
-    What the model itself raised (BadInput, TypeError …) is raised here.
+    While it loads, which makes no steps and may wait for a node with GPUs, `load_s` (600; on vLLM 3600) counts. What
+    the model itself raised (BadInput, TypeError …) is raised here.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
     stall = float(model.option("stall_s", 600))
+    if loading:
+        stall = float(model.option("load_s", 3600 if model.engine == "vllm" else 600))
     last_ticks, last_change = -1, time.monotonic()
     while True:
         try:
@@ -150,7 +156,8 @@ def wait(handle: Any, answer: Any, model: Model) -> Any:
         if ticks != last_ticks:
             last_ticks, last_change = ticks, time.monotonic()
         elif time.monotonic() - last_change > stall:
-            raise EngineDied(f"model {model.name!r} made no step for {stall:.0f} s")
+            what = "is not loaded after" if loading else "made no step for"
+            raise EngineDied(f"model {model.name!r} {what} {stall:.0f} s")
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,21 +22,13 @@ from typing import Any
 
 import aiohttp
 
-from ray_jobs.engine.calls import EngineDied, Failure, Model
+from ray_jobs.engine.calls import EngineDied, Model, RowFailed
 from ray_jobs.engine.pace import Pace
 from synth.errors import BadInput
 
 WORTH_RETRYING = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 QUOTED = 2000  # characters of an answer that are kept with a failed row
 KEY_LIKE = re.compile(r"\b(sk|key|Bearer)[-_ ][\w-]{12,}", re.IGNORECASE)
-
-
-class RowFailed(Exception):
-    """This row has no answer."""
-
-    def __init__(self, reason: str, raw: str = "") -> None:
-        super().__init__(reason)
-        self.failure = Failure(reason, raw)
 
 
 class _TryAgain(Exception):

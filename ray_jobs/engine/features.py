@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from ray_jobs.engine.calls import Failure, Model, Prompt, Vector
 from ray_jobs.engine.causal import CausalLM, place
+from ray_jobs.engine.tokens import plain
 from ray_jobs.engine.weights import locate
 from synth.errors import BadInput
 
@@ -32,10 +33,10 @@ class SentenceEmbedder:
         self, texts: Sequence[Prompt], progress: Callable[[], None] = lambda: None
     ) -> list[Vector | Failure]:
         """One vector per text; messages are read as their contents, line by line."""
-        plain = [text if isinstance(text, str) else "\n".join(m["content"] for m in text) for text in texts]
-        vectors = self.model.encode(plain, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
+        read = [plain(text) for text in texts]
+        vectors = self.model.encode(read, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
         limit = self.model.max_seq_length or 2**31
-        lengths = [min(len(ids), limit) for ids in self.model.tokenizer(plain)["input_ids"]]
+        lengths = [min(len(ids), limit) for ids in self.model.tokenizer(read)["input_ids"]]
         progress()
         return [Vector(v.astype(np.float32), n) for v, n in zip(vectors, lengths, strict=True)]
 

@@ -8,6 +8,8 @@ used (base, instruct, a hidden layer) share one set of weights. (A fitted head n
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ray_jobs.engine.calls import (
     Completion,
     Failure,
@@ -41,6 +43,10 @@ class LocalModel:
         """One sampled text per prompt and seed."""
         from ray_jobs.engine.generate import generate
 
+        if sampling.regex or sampling.schema:
+            raise TypeError("the local engine cannot hold a text to a regular expression or a JSON schema")
+        if sampling.choice:
+            return self._choose(prompts, sampling, seeds)
         return generate(
             self._get("language", "generate"), self._encode(prompts), sampling, seeds, self.progress
         )
@@ -52,6 +58,19 @@ class LocalModel:
         from ray_jobs.engine.score import score
 
         return score(self._get("language", "score"), self._encode(prompts), continuations, self.progress)
+
+    def _choose(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion | Failure]:
+        """One of the stated choices per prompt and seed, by their probabilities to the power of 1/temperature."""
+        from ray_jobs.engine.sampling import uniforms
+
+        scored = self.score(prompts, [sampling.choice] * len(prompts))
+        draws = uniforms(np.array(seeds, np.uint64), np.zeros(len(seeds)))
+        return [
+            told if isinstance(told, Failure) else chosen(told, sampling, float(draw))
+            for told, draw in zip(scored, draws, strict=True)
+        ]
 
     def score_tokens(self, conversations: Sequence[list[Message]]) -> list[TokenScores | Failure]:
         """A streaming guard's verdicts on the last assistant turn, token by token."""
@@ -77,6 +96,16 @@ class LocalModel:
         if self.form != needed:
             raise TypeError(f"model {self.model.name!r} is of kind {self.model.kind!r}: it cannot {call}")
         return self.loaded
+
+
+def chosen(told: Scores, sampling: Sampling, draw: float) -> Completion:
+    """The choice at `draw` in [0, 1) of the distribution over choices; the likeliest at temperature 0."""
+    if sampling.temperature <= 0:
+        return Completion(sampling.choice[int(np.argmax(told.probabilities))], "stop", told.prompt_tokens, 1)
+    logs = np.log(np.maximum(told.probabilities, 1e-300)) / sampling.temperature
+    powers = np.exp(logs - logs.max())
+    at = int(np.searchsorted(np.cumsum(powers) / powers.sum(), draw, side="right"))
+    return Completion(sampling.choice[min(at, len(powers) - 1)], "stop", told.prompt_tokens, 1)
 
 
 def load(model: Model) -> Any:

@@ -4,27 +4,37 @@ embeddings).
 Messages go to chat/completions, a text to completions (base models). `score` asks for one token and its top
 log-probabilities: a continuation gets the probability of the tokens that begin it (a token that begins
 several is split between them), one that none of them begins at most half of the smallest probability shown.
-That is an approximation, and marked so; a row where no token fits any continuation fails. Thinking text that
-an endpoint keeps apart comes back as a <think> block in front of the answer.
+What all continuations begin with ("Safety: ") is left to the model to write, and the place behind it is read;
+a model that begins otherwise is read at its first token, as if they had no common beginning. That is an
+approximation, and marked so; a row where no token fits any continuation fails. Thinking text that an endpoint
+keeps apart comes back as a <think> block in front of the answer.
+
+A choice or a regular expression travels as a JSON schema of one field, which is what the protocol knows; the
+answer is taken out of it and checked. An endpoint that answers in the name of another model ends the run: see
+`served_as`.
 """
 
-import asyncio
+import json
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ray_jobs.engine.calls import Completion, Failure, Model, Prompt, Sampling, Scores, Vector
-from ray_jobs.engine.endpoint import Endpoint, RowFailed
+from ray_jobs.engine.calls import Completion, Failure, Model, Prompt, RowFailed, Sampling, Scores, Vector
+from ray_jobs.engine.endpoint import Endpoint
+from ray_jobs.engine.rows import RowEngine, gather, held
+from ray_jobs.engine.tokens import plain, shared_start
+from synth.errors import BadInput
 
 TOP_LOGPROBS = 20  # the most that the protocol allows in a chat
 TEXTS_PER_CALL = 64
 
 
-class OpenAIModel:
+class OpenAIModel(RowEngine):
     """A model behind an endpoint; other uses of the same one share its pace. Options: see Endpoint; `top_k`
-    (False): send Sampling.top_k, which is no part of the protocol but known to vLLM and others."""
+    (False): send Sampling.top_k, which is no part of the protocol but known to vLLM and others; `served_as`: the
+    name under which the endpoint answers, where it is not the model's."""
 
     def __init__(
         self, model: Model, progress: Callable[[], None] = lambda: None, shared: "OpenAIModel | None" = None
@@ -32,47 +42,16 @@ class OpenAIModel:
         self.model, self.progress = model, progress
         self.endpoint: Endpoint = shared.endpoint if shared else Endpoint(model)
 
-    async def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion | Failure]:
-        """One sampled text per prompt and seed."""
-        return await self._all(
-            self._generate(p, sampling, seed) for p, seed in zip(prompts, seeds, strict=True)
-        )
-
-    async def score(
-        self, prompts: Sequence[Prompt], continuations: Sequence[tuple[str, ...]]
-    ) -> list[Scores | Failure]:
-        """Approximate probabilities over each prompt's continuations."""
-        return await self._all(self._score(p, texts) for p, texts in zip(prompts, continuations, strict=True))
-
     async def embed(self, texts: Sequence[Prompt]) -> list[Vector | Failure]:
         """One vector per text; messages are read as their contents, line by line."""
-        plain = [t if isinstance(t, str) else "\n".join(turn["content"] for turn in t) for t in texts]
-        parts = [plain[at : at + TEXTS_PER_CALL] for at in range(0, len(plain), TEXTS_PER_CALL)]
-        answers = await self._all(self._embed(part) for part in parts)
+        read = [plain(text) for text in texts]
+        parts = [read[at : at + TEXTS_PER_CALL] for at in range(0, len(read), TEXTS_PER_CALL)]
+        answers = await gather(self._embed(part) for part in parts)
         return [answer for part in answers for answer in part]
 
     async def score_tokens(self, conversations: Sequence[Any]) -> list[Any]:
         """The protocol has no verdict per token."""
         raise TypeError(f"model {self.model.name!r} is behind an endpoint: it cannot score tokens")
-
-    async def _all(self, rows: Any) -> list[Any]:
-        """Every row's answer, in order. What ends the whole call (a refused key …) cancels the rest."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._row(row)) for row in rows]
-        except BaseExceptionGroup as ended:
-            raise ended.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _row(self, answer: Awaitable[Any]) -> Any:
-        try:
-            return await answer
-        except RowFailed as failed:
-            return failed.failure
-        finally:
-            self.progress()
 
     async def _post(self, prompt: Prompt, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The answer to a prompt, and its first choice."""
@@ -86,9 +65,20 @@ class OpenAIModel:
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise RowFailed("the endpoint's answer has no choices", self.endpoint.clean(str(answer)))
+        self._check_name(answer.get("model"))
         return answer, choices[0]
 
-    async def _generate(self, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
+    def _check_name(self, name: Any) -> None:
+        """BadInput when the endpoint answers as another model. Dated and prefixed forms of one name are the same."""
+        wanted = str(self.model.option("served_as", self.model.name))
+        ours, theirs = (str(n).casefold().rpartition("/")[2] for n in (wanted, name or wanted))
+        if not (ours.startswith(theirs) or theirs.startswith(ours)):
+            raise BadInput(
+                f"the endpoint answers as model {self.endpoint.clean(str(name))!r}, not as {wanted!r}; if that is the "
+                "right one, say so with the option served_as"
+            )
+
+    async def generate_row(self, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
         body: dict[str, Any] = {
             "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
             "seed": seed,
@@ -97,6 +87,9 @@ class OpenAIModel:
             body["stop"] = list(sampling.stop)
         if sampling.top_k and self.model.option("top_k", False):
             body["top_k"] = sampling.top_k
+        if schema := wanted_schema(sampling):
+            named = {"name": "answer", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
         answer, choice = await self._post(prompt, body)
         text, finish = _text(choice), choice.get("finish_reason") or "stop"
         if text is None:
@@ -104,19 +97,21 @@ class OpenAIModel:
         if finish == "content_filter":
             raise RowFailed("the endpoint's content filter ended the text", self.endpoint.clean(text))
         read, written = _usage(answer)
+        text = held(taken_out(text, sampling), sampling)
         return Completion(text, "length" if finish == "length" else "stop", read, written)
 
-    async def _score(self, prompt: Prompt, continuations: tuple[str, ...]) -> Scores:
+    async def score_row(self, prompt: Prompt, continuations: tuple[str, ...]) -> Scores:
         count = int(self.model.option("top_logprobs", TOP_LOGPROBS))
+        start = shared_start(continuations)
         chat = {"logprobs": True, "top_logprobs": count}
         body = {
-            "max_tokens": 1,
+            "max_tokens": 1 + len(start),
             "temperature": 0.0,
             **({"logprobs": count} if isinstance(prompt, str) else chat),
         }
         answer, choice = await self._post(prompt, body)
-        shown = _top_tokens(choice)
-        probabilities = spread(shown, continuations)
+        shown = shown_after(start, _positions(choice))
+        probabilities = spread(shown, [text.removeprefix(start) for text in continuations])
         if probabilities is None:
             raise RowFailed(
                 "no continuation is among the most likely tokens", self.endpoint.clean(str(shown))
@@ -165,19 +160,67 @@ def spread(shown: dict[str, float], continuations: Sequence[str]) -> tuple[float
     return tuple(value / sum(mass) for value in mass)
 
 
-def _top_tokens(choice: dict[str, Any]) -> dict[str, float]:
-    """Token -> probability at the first position, from either shape of answer; empty when there is none."""
+def shown_after(start: str, positions: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
+    """Token -> probability at the position behind `start`, if the text begins with it, else at the first one; empty
+    when no position shows any. positions: the token that was written, and those that were likely."""
+    written = ""
+    for token, shown in positions:
+        if written.strip() == start.strip():
+            return shown
+        written += token
+        if not start.strip().startswith(written.strip()):
+            break
+    return positions[0][1] if positions else {}
+
+
+def _positions(choice: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Every position's token and likely tokens with their probabilities, from either shape of answer."""
     logs = choice.get("logprobs") or {}
-    if logs.get("content"):
-        entries = [
-            (entry["token"], entry["logprob"]) for entry in logs["content"][0].get("top_logprobs") or []
+    if content := logs.get("content"):
+        told = [
+            (
+                entry.get("token", ""),
+                [(top["token"], top["logprob"]) for top in entry.get("top_logprobs") or []],
+            )
+            for entry in content
         ]
     else:
-        entries = list((logs.get("top_logprobs") or [{}])[0].items())
-    found: dict[str, float] = {}
-    for token, log in entries:
-        found[token] = found.get(token, 0.0) + math.exp(min(0.0, log))
-    return found
+        tops = logs.get("top_logprobs") or []
+        tokens = logs.get("tokens") or [""] * len(tops)
+        told = [(token, list((top or {}).items())) for token, top in zip(tokens, tops, strict=False)]
+    positions = []
+    for token, entries in told:
+        found: dict[str, float] = {}
+        for shown, log in entries:
+            found[shown] = found.get(shown, 0.0) + math.exp(min(0.0, log))
+        positions.append((token, found))
+    return positions
+
+
+def wanted_schema(sampling: Sampling) -> dict[str, Any] | None:
+    """The JSON schema that holds a text to its structure; None where none is asked for."""
+    if sampling.schema:
+        return json.loads(sampling.schema)
+    if not sampling.choice and not sampling.regex:
+        return None
+    field: dict[str, Any] = {"type": "string"}
+    field |= {"enum": list(sampling.choice)} if sampling.choice else {"pattern": f"^({sampling.regex})$"}
+    return {
+        "type": "object",
+        "properties": {"answer": field},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+
+
+def taken_out(text: str, sampling: Sampling) -> str:
+    """The text itself of a choice or a match, out of the JSON in which it travels."""
+    if not sampling.choice and not sampling.regex:
+        return text
+    try:
+        return str(json.loads(text)["answer"])
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def _text(choice: dict[str, Any]) -> str | None:

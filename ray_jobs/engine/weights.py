@@ -56,14 +56,16 @@ def locate(name: str) -> str:
 
 
 def form(model: Model) -> str:
-    """What is loaded for a model: "language", "sentence", "head", "stream", "reward" or, elsewhere,
-    "endpoint".
+    """What is loaded for a model: "language", "sentence", "head", "stream", "reward", on vLLM "pooling" for an
+    embedder or, elsewhere, "endpoint".
 
     Kinds of one form share their weights in memory. An embedder without sentence-transformers parts is a
     language model, read at its last token.
     """
     if model.engine == "openai":
         return "endpoint"
+    if model.engine == "vllm" and model.kind == "embedder":
+        return "pooling"
     if model.kind == "embedder":
         return "language" if _is_causal(model) else "sentence"
     return {"head": "head", "stream_guard": "stream", "reward": "reward"}.get(model.kind, "language")

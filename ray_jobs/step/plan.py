@@ -157,7 +157,8 @@ def _estimate(step: Step, run: Run, units: int, todo: int, share: float, why: st
     if old is None:
         return Planned(step.name, "new", units, todo, None, None, None, None, "never run")
     made = old.provenance
+    asked = made.calls + sum(used.get("cached", 0) for used in made.usage.values())
     rows, calls, tokens, seconds = (
-        round(share * value, 1) for value in (old.rows, made.calls, made.tokens, made.seconds)
+        round(share * value, 1) for value in (old.rows, asked, made.tokens, made.seconds)
     )
     return Planned(step.name, "new", units, todo, rows, calls, tokens, seconds, why)

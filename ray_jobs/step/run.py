@@ -39,6 +39,7 @@ class Run:
     unit_cpus: float = 0.25
     local_cpus: int = 4
     units: int = 64
+    request_cache_gb: float = 4.0
     progress: Progress = field(default_factory=Progress)
     versions: dict[str, TableVersion] = field(default_factory=dict)
     opened: list[Engines] = field(default_factory=list)
@@ -74,6 +75,12 @@ class Run:
         """The step's roles with checkpoints of this mill resolved to local, verified folders."""
         bound = resolve_roles(step, self.roles)
         return {role: resolve_model(model, self.store, self.version) for role, model in bound.items()}
+
+    @property
+    def requests(self) -> tuple[str, int] | None:
+        """The root of the request cache and the bytes it may take; None where the recipe switches it off."""
+        limit = int(self.request_cache_gb * 2**30)
+        return (self.store.root, limit) if limit > 0 else None
 
     def release(self, coming: list[Step]) -> None:
         """End the engines that no coming step uses: their memory belongs to the next one."""
@@ -118,7 +125,10 @@ class Run:
 
 
 def run_steps(steps: list[Step], run: Run) -> dict[str, TableVersion]:
-    """Run `steps` in order; each is a no-op when it is done. Returns the version of every main table."""
+    """Run `steps` in order; each is a no-op when it is done. Returns the version of every main table. BadInput, before
+    anything starts, when the recipe binds no model to a role that one of them needs."""
+    for step in steps:
+        resolve_roles(step, run.roles)
     try:
         for at, step in enumerate(steps):
             for name, version in run_step(step, run).items():
@@ -141,7 +151,7 @@ def run_step(step: Step, run: Run) -> dict[str, TableVersion]:
         run.progress.cached(step.name, done[step.main].rows)
         return done
     run.start_ray()
-    engines = Engines(run.models(step))
+    engines = Engines(run.models(step), requests=run.requests)
     run.opened.append(engines)
     work = Work("all", identity, {}, step.config, run.policy, run.seed, engines, run.store, versions)
     records = list(_records(step, run, work, weights))
@@ -235,8 +245,9 @@ def _commit(
             "failed": totals["failed"],
             "dropped": totals["dropped"],
         },
-        tokens=totals["usage"].get("prompt_tokens", 0) + totals["usage"].get("completion_tokens", 0),
-        calls=totals["usage"].get("calls", 0),
+        tokens=_sum(totals["usage"], "prompt_tokens", "completion_tokens"),
+        calls=_sum(totals["usage"], "calls"),
+        usage=totals["usage"],
         seconds=totals["seconds"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -257,6 +268,10 @@ def _commit(
     version = run.store.commit(step.main, step.tables[step.main], fragments.get(step.main, []), provenance)
     run.progress.finished(step.name, provenance)
     return {step.main: version, **made}
+
+
+def _sum(usage: Mapping[str, Mapping[str, int]], *names: str) -> int:
+    return sum(used.get(name, 0) for used in usage.values() for name in names)
 
 
 def _over_budget(step: Step, run: Run, totals: Mapping[str, Any]) -> bool:

@@ -182,19 +182,20 @@ def add_up(records: list[dict[str, Any]]) -> tuple[dict[str, list[str]], dict[st
     fragments: dict[str, list[str]] = defaultdict(list)
     rows: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    usage: Counter[str] = Counter()
+    usage: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for name, written in record["fragments"].items():
             fragments[name].extend(written)
         rows.update(record["rows"])
         dropped.update(record["dropped"])
-        usage.update(record["usage"])
+        for role, used in record["usage"].items():
+            usage[role].update(used)
     totals = {
         "in": sum(record["in"] for record in records),
         "failed": sum(record["failed"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "rows": dict(rows),
         "dropped": dict(sorted(dropped.items())),
-        "usage": dict(sorted(usage.items())),
+        "usage": {role: dict(used) for role, used in sorted(usage.items())},
     }
     return dict(fragments), totals

@@ -32,7 +32,8 @@ class Provenance:
 
     `inputs` maps the name a step gives an input to its exact version, "prompts@v3" ("ROOT#prompts@v3" when it
     stayed in another store). `models` maps roles to what names their weights. `counts` holds rows "in", "out" and
-    "failed", and under "dropped" a dict from reason to rows. `seconds` is wall time; `created` is UTC in ISO form
+    "failed", and under "dropped" a dict from reason to rows. `usage` holds calls and tokens by role ("cached":
+    calls that the request cache answered, in none of the sums). `seconds` is wall time; `created` is UTC in ISO form
     and is filled in by the commit when empty. `same_as` is the version of this table whose rows these are, stored
     in other files; `origin` is where a pushed version came from, "ROOT#prompts@v3".
     """
@@ -47,6 +48,7 @@ class Provenance:
     tokens: int = 0
     calls: int = 0
     seconds: float = 0.0
+    usage: dict[str, dict[str, int]] = field(default_factory=dict)
     created: str = ""
     models: dict[str, str] = field(default_factory=dict)
     same_as: str = ""

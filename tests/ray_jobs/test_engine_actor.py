@@ -78,10 +78,11 @@ def test_tasks_reach_the_same_process_by_name_and_count_their_own_usage(engines)
     answers = ray.get([task.remote(seed) for seed in (1, 2, 1)])
     assert {process for process, *_ in answers} == {pid(engines.get("writer"))}
     assert answers[0][1] == answers[2][1] != answers[1][1]
-    for _, _, usage, after in answers:
+    for _, _, by_role, after in answers:
+        usage = by_role["writer"]
         assert usage["calls"] == 1 and usage["prompt_tokens"] == 5 and 1 <= usage["completion_tokens"] <= 5
-        assert not any(after.values())
-    assert not any(engines.take_usage().values())
+        assert after == {}
+    assert engines.take_usage() == {}
 
 
 def test_concurrent_calls_are_answered_as_if_alone_and_run_together(engines):
@@ -169,10 +170,51 @@ def test_a_head_reads_the_vectors_of_its_base_models_process(tmp_path, engines, 
     assert actor_name(voter) == actor_name(reader)
     scores = voters.get("voter").score(texts, [("Unsafe", "Safe")] * 12)
     assert [s.probabilities[0] for s in scores] == pytest.approx(made.predict(vectors)["severity"][:, 1])
-    assert voters.take_usage()["prompt_tokens"] == sum(map(len, texts))
+    assert voters.take_usage()["voter"]["prompt_tokens"] == sum(map(len, texts))
     head.save(head.Head(**{**made.__dict__, "base_fingerprint": "folder@other"}), tmp_path / "head")
     with pytest.raises(BadInput, match="was fitted on folder@other"):
         Engines({"voter": voter}).get("voter")
+
+
+def test_replicas_share_the_rows_and_a_dead_one_ends_the_call(folder):
+    options = (("threads", 1), ("max_replicas", 2), ("idle_s", 600.0))
+    single = Model("local", folder, "base", options=(("threads", 1),))
+    engines = Engines({"writer": replace(single, options=options), "alone": single})
+    client, sampling = engines.get("writer"), Sampling(max_tokens=40)
+    texts = [f"row {i}" for i in range(700)]
+
+    def replicas(actor):
+        return [replica.handle for replica in next(iter(actor.engines.values())).pool.replicas]
+
+    rows = client.generate(texts, sampling, list(range(700)))
+    while len(handles := ray.get(client.handle.__ray_call__.remote(replicas))) < 2:
+        rows = client.generate(texts, sampling, list(range(700)))
+    assert rows == engines.get("alone").generate(texts, sampling, list(range(700)))
+    pids = ray.get([handle.__ray_call__.remote(lambda actor: os.getpid()) for handle in handles])
+    assert len({*pids, pid(client)}) == 3
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.generate, texts, Sampling(max_tokens=100), list(range(700)))
+        time.sleep(0.3)
+        os.kill(pids[0], signal.SIGKILL)
+        with pytest.raises(EngineDied, match="a replica of model"):
+            waiting.result(timeout=60)
+    engines.shutdown()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(handles[1].progress.remote(), timeout=30)
+
+
+def test_requests_are_kept_on_the_root_and_not_paid_by_the_next_run(folder, tmp_path):
+    writer = Model("local", folder, "base", options=(("threads", 1),))
+    spent = []
+    for _ in range(2):
+        engines = Engines({"writer": writer}, requests=(str(tmp_path), 1 << 20))
+        rows = engines.get("writer").generate(["a", "b", "a"], Sampling(max_tokens=4), [1, 1, 1])
+        spent.append((engines.take_usage()["writer"], [row.text for row in rows]))
+        engines.shutdown()
+    (first, texts), (second, again) = spent
+    assert texts == again and texts[0] == texts[2]
+    assert (first["calls"], first["cached"], second["calls"], second["cached"]) == (2, 1, 0, 3)
+    assert second["prompt_tokens"] == second["completion_tokens"] == 0
 
 
 @pytest.fixture
@@ -215,7 +257,10 @@ def test_an_endpoint_is_called_through_its_actor_like_any_model(endpoint):
         )
     assert [[row.text for row in part] for part in parts] == [[f"seed {i}"] * 40 for i in range(4)]
     assert [vector.tolist() for vector in engines.get("embedder").embed(["a", "bb"])] == [[1.0], [2.0]]
-    assert engines.take_usage() == {"calls": 162, "prompt_tokens": 324, "completion_tokens": 480}
+    assert engines.take_usage() == {
+        "embedder": {"calls": 2, "cached": 0, "prompt_tokens": 4, "completion_tokens": 0},
+        "writer": {"calls": 160, "cached": 0, "prompt_tokens": 320, "completion_tokens": 480},
+    }
     with pytest.raises(TypeError, match="cannot score tokens"):
         engines.get("writer").score_tokens([[{"role": "user", "content": "hi"}]])
     engines.shutdown()

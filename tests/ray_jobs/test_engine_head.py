@@ -136,7 +136,7 @@ def test_a_head_scores_labels_in_the_order_asked_and_passes_failures_on():
     assert found[0].probabilities == pytest.approx(
         (direct["severity"][0, 2], direct["category"][0, 1], direct["severity"][0, 0])
     )
-    assert client.usage == {"calls": 3, "prompt_tokens": 14, "completion_tokens": 0}
+    assert client.usage == {"calls": 3, "cached": 0, "prompt_tokens": 14, "completion_tokens": 0}
     assert client.score([], []) == []
     with pytest.raises(BadInput, match="not 'Nonsense'"):
         client.score(["one"], [("Nonsense",)])

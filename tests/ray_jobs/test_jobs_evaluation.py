@@ -128,5 +128,6 @@ def test_calls_of_a_guard_that_made_room_for_the_next_are_counted(monkeypatch):
         engines.clients[name].usage = {"calls": 3, "prompt_tokens": 5, "completion_tokens": 0}
     engines.shutdown(["kept"])
     assert list(engines.clients) == ["kept"]
-    assert engines.take_usage() == {"calls": 6, "prompt_tokens": 10, "completion_tokens": 0}
-    assert sum(engines.take_usage().values()) == 0
+    spent = {"calls": 3, "prompt_tokens": 5, "completion_tokens": 0}
+    assert engines.take_usage() == {"gone": spent, "kept": spent}
+    assert engines.take_usage() == {}

@@ -159,6 +159,13 @@ def test_a_role_stands_for_its_numbered_ones_and_may_be_optional():
         resolve_roles(replace(LOUD, roles=("writer",)), models)
 
 
+def test_an_unbound_role_is_told_before_any_step_runs(mill, store):
+    lacking = replace(LOUD, name="later", tables={"later": LOUD.tables[LOUD.main]}, roles=("writer",))
+    with pytest.raises(BadInput, match="step later needs a model for the role 'writer'"):
+        run_steps([LOUD, lacking], mill())
+    assert store.tables() == []
+
+
 # units
 
 
