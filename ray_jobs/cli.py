@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
     from ray_jobs.commands_policy import add_policy
+    from ray_jobs.commands_models import add_models
     from ray_jobs.commands_review import add_review
     from ray_jobs.commands_tokens import add_tokens
     from ray_jobs.commands_train import add_train
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="guardmill", description="A written policy in, guard models out.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
+    add_models(commands)
     add_data(commands)
     add_files(commands)
     add_tokens(commands)
