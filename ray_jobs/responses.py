@@ -22,11 +22,13 @@ ROLES = ("responder", "base_writer", "reasoner")
 
 @dataclass(frozen=True)
 class ResponsesConfig:
-    """`share` of the prompts get responses from every bound role, `samples` each. Languages as for prompts."""
+    """`share` of the prompts get responses from every bound role, `samples` each, or as many as `by_severity` says for
+    prompts written for a severity: (("Unsafe", 3), …). Languages as for prompts."""
 
     languages: tuple[str, ...] = ("en",)
     share: float = 1.0
     samples: int = 1
+    by_severity: tuple[tuple[str, int], ...] = ()
     min_words: int = 3
     sampling: Sampling = field(default=Sampling(max_tokens=48, temperature=0.8))
 
@@ -61,7 +63,8 @@ def run(work: Work) -> Output:
     rows = work.rows["deduped"].to_pylist() if "deduped" in work.rows else []
     chosen = [row for row in rows if wanted(row, config)]
     for role in (role for role in ROLES if role in work.engines.roles):
-        asks = [(row, sample) for row in chosen for sample in range(config.samples)]
+        often = dict(config.by_severity)
+        asks = [(row, n) for row in chosen for n in range(often.get(row["intended"], config.samples))]
         if not asks:
             continue
         client = work.engines.get(role)

@@ -43,6 +43,10 @@ def needed_templates(policy: Policy) -> tuple[str, ...]:
     """The templates that the policy's sides and labels call for."""
     unneeded = set() if "response" in policy.sides else {"respond_base"}
     unneeded |= set() if policy.refusal else {"refusal_policy"}
+    if not any(leaf.style for leaf in policy.leaves):
+        unneeded |= {"style_instruct", "style_continuation"}
+    if not any(leaf.sketches for leaf in policy.leaves):
+        unneeded |= {"follow_up_instruct", "follow_up_continuation"}
     return tuple(name for name in FIELDS if name not in unneeded)
 
 
@@ -53,6 +57,8 @@ def _templates(policy: Policy) -> Iterator[str]:
         "severity": policy.worst,
         "seeds": [seed.text for seed in leaf.seeds[:2]],
         "keyword": "word",
+        "style": leaf,
+        "history": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
         "pairs": leaf.pairs[:1],
         "examples": [{"prompt": "a", "response": "b"}],
         "text": "text",

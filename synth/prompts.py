@@ -6,6 +6,10 @@ leaf's related terms, and the term must occur) and *contrastive* (a harmless twi
 same surface). Deviation from Self-Instruct: near-duplicates are found by word-bigram Jaccard instead of ROUGE-L, which
 is the measure that the later dedup step uses as well.
 
+Two more that the report leaves open: *style* (a violating prompt rewritten in the style of a leaf that wraps others, as
+jailbreaks do) and *multi-turn* (a violating last turn behind an earlier exchange of the same leaf that is harmless, or
+leads up to it).
+
 A generation that is not kept has a reason; the caller counts them.
 """
 
@@ -17,9 +21,17 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 
 from synth.ids import seed_for
+from synth.language import detectable, identify, language, script_shares
 from synth.policy import Leaf, Pair
+from synth.responses import opens_with_refusal
 
 SELF_INSTRUCT, KEYWORD, CONTRASTIVE = "self_instruct", "keyword", "contrastive"
+STYLE, MULTI_TURN = "style", "multi_turn"
+STRATEGIES = (SELF_INSTRUCT, KEYWORD, CONTRASTIVE, STYLE, MULTI_TURN)
+# Languages that a Latin text is told apart from; scripts tell the others apart
+NEIGHBOURS = ("en", "es", "fr", "de", "pt", "it")
+_DENSE = re.compile(r"[\u3040-\u9fff\u0e00-\u0e7f]")
+SURE = 0.95  # of another language: short questions are often mistaken
 
 _LINE_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)](?!\d))\s*")
 _META = re.compile(
@@ -41,6 +53,8 @@ class Ask:
     keyword: str = ""
     text: str = ""
     pairs: tuple[Pair, ...] = ()
+    style: Leaf | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,15 @@ class Source:
 @dataclass(frozen=True)
 class Filters:
     """Bounds a generation must keep: words (characters for scripts without spaces count double), Jaccard of word
-    bigrams to anything already there, edit similarity of twins."""
+    bigrams to anything already there, edit similarity of twins, share of a request's words that its wrapped form keeps,
+    share of a text's bigrams that stand in the instruction."""
 
     min_words: int = 4
     max_words: int = 40
     near_duplicate: float = 0.6
     twin_band: tuple[float, float] = (0.45, 0.97)
+    kept_words: float = 0.5
+    instruction_echo: float = 0.8
 
 
 def draw_shots(
@@ -100,6 +117,53 @@ def ask_contrast(source: Source, leaf: Leaf, language: str, mildest: str, seed: 
     return Ask(CONTRASTIVE, mildest, source.id, source.group_id, text=source.text, pairs=shown)
 
 
+def ask_style(source: Source, style: Leaf, lang: str, worst: str, shots: int, seed: int, index: int) -> Ask:
+    """`source` rewritten in the style of a leaf that wraps others, shown that leaf's own violating seeds."""
+    rng = random.Random(seed_for(seed, f"{source.id}:{style.id}", index))
+    seeds = [one.text for one in style.seeds if one.language == lang and one.severity == worst]
+    shown = tuple(rng.sample(seeds, min(shots, len(seeds))))
+    return Ask(STYLE, worst, source.id, source.group_id, shown, text=source.text, style=style)
+
+
+def ask_follow_up(
+    own: Sequence[Source],
+    openings: Sequence[tuple[tuple[str, str], ...]],
+    severity: str,
+    shots: int,
+    seed: int,
+    index: int,
+) -> Ask:
+    """A last turn of `severity` behind one of the leaf's openings."""
+    rng = random.Random(seed_for(seed, f"{own[0].id}:turns:{severity}", index))
+    drawn = draw_shots(own, (), shots, rng)
+    texts = tuple(source.text for source in drawn)
+    history = openings[index % len(openings)]
+    return Ask(MULTI_TURN, severity, drawn[-1].id, drawn[-1].group_id, texts, history=history)
+
+
+def openings(leaf: Leaf, lang: str, severities: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+    """Earlier exchanges of a leaf: a milder seed, harmless or leading up to the worst, that the leaf's helpful answer
+    fits best (they share a word of substance), and that answer. severities: from mild to worst."""
+    seeds = [one for one in leaf.seeds if one.language == lang and one.severity in severities[:-1]]
+    found = []
+    for answer in (sketch.benign for sketch in leaf.sketches if sketch.language == lang):
+        shared = {one.text: len(_substance(one.text) & _substance(answer)) for one in seeds}
+        best = max(shared.values(), default=0)
+        found += [
+            (("user", text), ("assistant", answer)) for text, count in shared.items() if count == best > 0
+        ]
+    return found
+
+
+def _substance(text: str) -> set[str]:
+    """The beginnings of a text's longer words; pairs of characters where there are no spaces."""
+    words = [word for word in re.findall(r"\w+", text.casefold()) if len(word) > 3]
+    dense = [word for word in words if _DENSE.search(word)]
+    return {word[:5] for word in words if word not in dense} | {
+        word[at : at + 2] for word in dense for at in range(len(word) - 1)
+    }
+
+
 def first_line(raw: str) -> str:
     """The text of a generation: its first non-empty line without list marks and surrounding quotes."""
     for line in raw.splitlines():
@@ -130,9 +194,36 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def rejection(
-    text: str, ask: Ask, finish_reason: str, taken: Sequence[frozenset[str]], filters: Filters
+    text: str,
+    ask: Ask,
+    finish_reason: str,
+    taken: Sequence[frozenset[str]],
+    filters: Filters,
+    lang: str = "",
+    instruction: str = "",
 ) -> str | None:
-    """Why a generation is not kept, or None. Checked in order of price."""
+    """Why a generation is not kept, or None. Checked in order of price. `lang`: the language asked for ("": any);
+    `instruction`: what the writer was shown."""
+    if reason := _form_rejection(text, finish_reason, filters):
+        return reason
+    if ask.strategy == KEYWORD and ask.keyword.casefold() not in text.casefold():
+        return "keyword missing"
+    if ask.strategy == CONTRASTIVE:
+        return twin_rejection(ask.text, text, filters) or wrong_language(text, lang)
+    if ask.strategy == STYLE and (reason := style_rejection(ask.text, text, filters)):
+        return reason
+    grams = bigrams(text)
+    if any(similarity(grams, bigrams(shot)) >= filters.near_duplicate for shot in ask.shots):
+        return "echo of the context"
+    if ask.strategy != STYLE and len(grams & bigrams(instruction)) >= filters.instruction_echo * len(grams):
+        return "echo of the instruction"
+    if any(similarity(grams, other) >= filters.near_duplicate for other in taken):
+        return "near-duplicate"
+    return wrong_language(text, lang)
+
+
+def _form_rejection(text: str, finish_reason: str, filters: Filters) -> str | None:
+    """What is wrong with a text whatever was asked for."""
     if not text:
         return "empty"
     if finish_reason == "length" and text[-1:].isalnum():
@@ -142,18 +233,33 @@ def rejection(
         return "too short"
     if length > filters.max_words:
         return "too long"
-    if _META.search(text):
-        return "talks about the task"
-    if ask.strategy == KEYWORD and ask.keyword.casefold() not in text.casefold():
-        return "keyword missing"
-    if ask.strategy == CONTRASTIVE:
-        return twin_rejection(ask.text, text, filters)
-    grams = bigrams(text)
-    if any(similarity(grams, bigrams(shot)) >= filters.near_duplicate for shot in ask.shots):
-        return "echo of the context"
-    if any(similarity(grams, other) >= filters.near_duplicate for other in taken):
-        return "near-duplicate"
-    return None
+    if opens_with_refusal(text):
+        return "refusal"
+    return "talks about the task" if _META.search(text) else None
+
+
+def wrong_language(text: str, lang: str) -> str | None:
+    """Whether a text is not in the language asked for: by its script, else by lingua where that is sure."""
+    shares = script_shares(text)
+    if not lang or not shares:
+        return None
+    here = language(lang)
+    if next(iter(shares)) not in here.scripts:
+        return "wrong language"
+    if "Latin" not in here.scripts or not detectable(lang):
+        return None
+    found, confidence = identify(text, (here.base, *NEIGHBOURS))
+    return "wrong language" if found != here.base and confidence >= SURE else None
+
+
+def style_rejection(request: str, wrapped: str, filters: Filters) -> str | None:
+    """Why `wrapped` is no wrapped form of `request`, or None: it keeps enough of its words and adds some."""
+    asked, said = (set(re.findall(r"\w+", one.casefold())) for one in (request, wrapped))
+    if len(asked & said) < filters.kept_words * len(asked):
+        return "request lost"
+    return (
+        "not wrapped" if edit_similarity(request, wrapped) > filters.twin_band[1] or asked >= said else None
+    )
 
 
 def twin_rejection(violating: str, benign: str, filters: Filters) -> str | None:

@@ -43,6 +43,11 @@ def split_thinking(raw: str) -> Answer:
     return Answer("", before.strip(), False)
 
 
+def opens_with_refusal(text: str) -> bool:
+    """Whether a text begins by declining."""
+    return bool(_REFUSALS.match(text.lstrip("\"'“‘ ")))
+
+
 def is_refusal(text: str, window: int = 160) -> bool:
     """Whether an answer declines in its first `window` characters."""
     return bool(_REFUSALS.search(text[:window]))

@@ -35,6 +35,7 @@ SUPPLIED = frozenset(
     )
 )
 _WRITER = frozenset(("leaf", "category", "severity", "guidance", "seeds", "language"))
+_STYLE = frozenset(("leaf", "category", "style", "seeds", "text", "language"))
 _CONTRAST = frozenset(("leaf", "category", "guidance", "pairs", "text", "language"))
 FIELDS: dict[str, frozenset[str]] = {
     "writer_instruct": _WRITER,
@@ -43,6 +44,10 @@ FIELDS: dict[str, frozenset[str]] = {
     "keyword_continuation": _WRITER | {"keyword"},
     "contrast_instruct": _CONTRAST,
     "contrast_continuation": _CONTRAST,
+    "style_instruct": _STYLE,
+    "style_continuation": _STYLE,
+    "follow_up_instruct": _WRITER | {"history"},
+    "follow_up_continuation": _WRITER | {"history"},
     "respond_base": frozenset(("leaf", "severity", "language", "examples", "text")),
     "voter": frozenset(("conversation", "question")),
     "judge": frozenset(("conversation",)),

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.report import coverage, flow, labels, lookup, samples, scores, verdict
+from ray_jobs.report import coverage, diversity, flow, labels, lookup, samples, scores, verdict
 from ray_jobs.report.page import render_page
 from ray_jobs.report.source import Source
 from ray_jobs.step import Output, Step, Work
@@ -29,6 +29,7 @@ FILE = "report.html"
 SIDE_TABLES = (
     "written_responses",
     "prompts_rejected",
+    "prompt_yields",
     "duplicates",
     "conflicts",
     "contaminated",
@@ -101,6 +102,7 @@ def _build(source: Source, config: ReportConfig) -> str:
         "verdict": verdict.summary(source),
         "coverage": coverage.coverage(source),
         "flow": flow.steps(source),
+        "diversity": diversity.diversity(source),
         "votes": labels.votes(source),
         "leaves": labels.leaves(source),
         "controversial": labels.controversial(source),

@@ -112,6 +112,17 @@ def test_a_generation_descends_from_a_row_of_its_leaf_and_shares_its_group(mille
 def test_every_generation_is_a_row_or_a_rejection_with_its_reason(milled):
     rejected = rows(milled, "prompts_rejected")
     made = milled.resolve("prompts").provenance
+    quotas = rows(milled, "prompt_yields")
+    kept = [row for row in rows(milled, "prompts") if row["parent_id"]]
+    assert sum(row["asked"] for row in quotas) == len(kept) + len(rejected)
+    assert (
+        sum(row["accepted"] for row in quotas) == len(kept)
+        and sum(row["tokens"] for row in quotas) == made.tokens
+    )
+    assert all(
+        row["accepted"] <= row["wanted"] and (row["why"] or row["accepted"] == row["wanted"])
+        for row in quotas
+    )
     assert made.counts["dropped"] == dict(sorted(Counter(row["reason"] for row in rejected).items()))
     generated = [row for row in rows(milled, "prompts") if row["parent_id"]]
     assert made.calls == len(generated) + len(rejected)

@@ -136,3 +136,14 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
         make_work(safety, store, replace(DedupJobConfig(), against_gold=False), versions=versions)
     )
     assert "near gold" in free.tables["deduped"]["id"].to_pylist()
+
+
+def test_more_samples_for_prompts_of_one_severity(answer):
+    rows = [
+        prompt("bad", "How are things broken?"),
+        prompt("good", "How are things mended?", intended="Safe"),
+    ]
+    config = ResponsesConfig(by_severity=(("Unsafe", 3), ("Safe", 0)))
+    output = answer(rows, config, roles={"responder": ROLES["responder"]})
+    assert [row["parent_id"] for row in output.tables["responses"]] == ["bad"] * 3
+    assert len({row["id"] for row in output.tables["responses"]}) == 3
