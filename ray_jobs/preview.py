@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.engine import Engines
 from ray_jobs.step import Run, Step, Work
 from ray_jobs.step.units import to_table
 from ray_jobs.store import Provenance, Store, TableVersion
@@ -23,6 +22,8 @@ from synth.errors import BadInput
 
 def preview(steps: Sequence[Step], name: str, run: Run, n: int) -> dict[str, Any]:
     """What the step makes of a few rows: rows per table (at most n), counts, failed rows, costs."""
+    from ray_jobs.engine import Engines
+
     step = next((step for step in steps if step.name == name), None)
     if step is None or step.cut is None or not step.inputs:
         able = [step.name for step in steps if step.cut is not None and step.inputs]
@@ -64,6 +65,8 @@ def preview(steps: Sequence[Step], name: str, run: Run, n: int) -> dict[str, Any
 def _table(name: str, steps: Sequence[Step], run: Run) -> tuple[pa.Table, pa.Schema]:
     """A table of the root at its newest version, or made here by a step that needs neither rows nor models; and its
     declared schema."""
+    from ray_jobs.engine import Engines
+
     if name in run.store.tables():
         ref = run.version(name).ref
         return run.store.read(ref), run.store.schema(ref)

