@@ -277,7 +277,7 @@ def test_files_that_are_no_policy_are_said_to_be_none(tmp_path: Path) -> None:
         (b"- a\n- b\n", "expected keys with values, found a list"),
         (b"id: caf\xe9\n", "line 1: not UTF-8"),
         (b"id: a\x00b\n", "not readable as YAML"),
-        (b"[" * 100_000, "line 1: nested too deeply"),
+        (b"[" * 100_000, "line 1: nested too deeply|nesting depth"),
         (TINY.encode()[: len(TINY) // 2], "missing|not readable"),
     ):
         path.write_bytes(raw)
