@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray_jobs.engine import EngineDied, Engines, Failure, Model, Sampling
+from ray_jobs.engine import EngineDied, Failure, Model, Sampling
 from ray_jobs.engine.client import HeadClient
 from ray_jobs.step import Run, Step
 from ray_jobs.step.artifacts import resolve_model
@@ -74,6 +74,8 @@ def unbound(steps: Sequence[Step], run: Run) -> list[Answer]:
 
 
 def _asked(roles: tuple[str, ...], model: Model, run: Run) -> Answer:
+    from ray_jobs.engine import Engines
+
     about = (roles, model.engine, model.name, model.kind)
     try:
         found = resolve_model(model, run.store, run.version)

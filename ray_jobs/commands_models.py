@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ray_jobs.cli import add, print_json
-from ray_jobs.commands_run import prepared, visible
+from ray_jobs.commands_run import prepared
+from ray_jobs.commands_tokens import visible
 from ray_jobs.store import Store
 
 

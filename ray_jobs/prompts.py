@@ -41,7 +41,8 @@ class PromptsConfig:
     `style` (the policy's styles take turns) and `multi_turn` once. `rounds` bounds the generations: each round asks
     `oversample` for each one missing. Languages that the writer cannot write keep their seeds only. A generation whose
     cosine to its own context is below `leaf_floor`, or is exceeded by that to another leaf's name by `other_leaf`, is
-    not of its leaf."""
+    not of its leaf: on 308 seeds of the safety policy 2 % of a leaf's own and 57 % of other leaves' (a floor of 0.15
+    alone: 4 and 54 %)."""
 
     languages: tuple[str, ...] = ("en",)
     self_instruct: int = 2
@@ -53,7 +54,7 @@ class PromptsConfig:
     oversample: float = 2.0
     shots: int = 5
     filters: Filters = Filters()
-    leaf_floor: float = 0.15
+    leaf_floor: float = 0.1
     other_leaf: float = 0.15
     sampling: Sampling = field(default=Sampling(max_tokens=40, temperature=0.9, stop=("\n",)))
 
