@@ -46,8 +46,8 @@ def expected(problem: BaseException) -> bool:
 def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
     from ray_jobs.commands_evaluate import add_evaluate
-    from ray_jobs.commands_policy import add_policy
     from ray_jobs.commands_models import add_models
+    from ray_jobs.commands_policy import add_policy
     from ray_jobs.commands_review import add_review
     from ray_jobs.commands_tokens import add_tokens
     from ray_jobs.commands_train import add_train
