@@ -21,9 +21,8 @@ def read(store: Store, n: int) -> dict[str, dict[str, Any]]:
     for name in STRATEGIES:
         mine = [row for row in quotas if row["source"] == name]
         if mine:
-            found[name] = _one(
-                mine, *([row for row in rows if row["source"] == name] for rows in (kept, lost)), n
-            )
+            good, bad = ([row for row in rows if row["source"] == name] for rows in (kept, lost))
+            found[name] = _one(mine, good, bad, n)
     return found
 
 

@@ -146,7 +146,7 @@ def openings(leaf: Leaf, lang: str, severities: Sequence[str]) -> list[tuple[tup
     """Earlier exchanges of a leaf: a milder seed, harmless or leading up to the worst, that the leaf's helpful answer
     fits best (they share a word of substance), and that answer. severities: from mild to worst."""
     seeds = [one for one in leaf.seeds if one.language == lang and one.severity in severities[:-1]]
-    found = []
+    found: list[tuple[tuple[str, str], ...]] = []
     for answer in (sketch.benign for sketch in leaf.sketches if sketch.language == lang):
         shared = {one.text: len(_substance(one.text) & _substance(answer)) for one in seeds}
         best = max(shared.values(), default=0)

@@ -71,7 +71,7 @@ def jsonl(path: Path, *rows: dict) -> Path:
 def test_an_unknown_recipe_is_told_with_those_there_are(fails, command, tmp_path):
     fails(
         2,
-        "unknown recipe 'gigantic'; there are tiny, local",
+        "unknown recipe 'gigantic'; there are tiny, tiny_vllm",
         command,
         "gigantic",
         "--root",
