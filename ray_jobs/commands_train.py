@@ -122,7 +122,8 @@ def training(options: argparse.Namespace, policy: Policy) -> Any:
         "backbone": str(locate(options.backbone)), "epochs": options.epochs, "lr": options.lr,
         "train_layers": options.layers, "batch_tokens": options.batch_tokens, "max_length": options.max_length,
         "zero_stage": options.zero_stage, "class_balance": options.balance, "patience": options.patience,
-        "seed": options.seed, "workers": options.workers, "bf16": options.gpu,
+        "row_length": min(512, options.batch_tokens), "seed": options.seed, "workers": options.workers,
+        "bf16": options.gpu,
     }  # fmt: skip
     if options.kind == "gen":
         return GenConfig(**fields)

@@ -86,8 +86,8 @@ def test_wrong_options_are_told_before_anything_is_written(labelled, tmp_path, c
 def test_a_file_becomes_a_guard_that_evaluate_reads_and_a_second_call_does_nothing(
     labelled, tmp_path, capsys
 ):
-    call = ["train", "stream", str(labelled), "--out", str(tmp_path / "out"), "--layers", "2", "--epochs", "4",
-            "--lr", "1e-3", "--json"]  # fmt: skip
+    call = ["train", "stream", str(labelled), "--out", str(tmp_path / "out"), "--layers", "2", "--epochs", "30",
+            "--patience", "0", "--batch-tokens", "128", "--lr", "1e-3", "--json"]  # fmt: skip
     assert main(call) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["examples"] == 24
