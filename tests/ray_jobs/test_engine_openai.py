@@ -279,6 +279,58 @@ def test_a_wrong_key_or_model_ends_the_call_at_once_without_the_key(status, body
     assert len(server.bodies) <= 16
 
 
+def named(text, model):
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return web.json_response({"model": model, "choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    "name", ["some-model", "some-model-2026-01-02", "owner/some-model", "Some-Model", None]
+)
+def test_dated_prefixed_and_missing_names_of_the_same_model_are_taken(name):
+    rows, _ = ask(lambda n, body, r: named("yes", name), write(1))
+    assert rows[0].text == "yes"
+
+
+def test_an_endpoint_that_answers_as_another_model_ends_the_call_and_may_be_told_so():
+    async def call(engine):
+        with pytest.raises(
+            BadInput, match=r"answers as model 'cheap-model', not as 'some-model'.* served_as"
+        ):
+            await write(20)(engine)
+
+    ask(lambda n, body, r: named("yes", "cheap-model"), call)
+    rows, server = ask(lambda n, body, r: named("yes", "cheap-model"), write(1), served_as="cheap-model")
+    assert rows[0].text == "yes" and server.bodies[0]["model"] == "some-model"
+
+
+def test_structure_is_asked_for_as_a_schema_and_checked_when_it_comes():
+    said = iter(['{"answer": "Safe"}', '{"answer": "Perhaps"}', "Unsafe"])
+    rows, server = ask(
+        lambda n, body, r: chat(next(said)), write(3, choice=("Safe", "Unsafe")), concurrency=1
+    )
+    assert server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == [
+        "Safe", "Unsafe",
+    ]  # fmt: skip
+    assert (rows[0].text, rows[2].text) == ("Safe", "Unsafe")
+    assert rows[1].reason == "the text is none of the stated choices" and rows[1].raw == "Perhaps"
+
+
+def test_a_score_reads_the_place_behind_what_the_continuations_share():
+    def behave(number, body, request):
+        tops = [[("Safety", -0.1)], [(":", -0.1)], [(" Un", -0.2), (" Safe", -1.8)]]
+        entries = [
+            {"token": top[0][0], "top_logprobs": [{"token": t, "logprob": log} for t, log in top]}
+            for top in tops
+        ]
+        return web.json_response(
+            {"choices": [{"message": {"content": "x"}, "logprobs": {"content": entries}}]}
+        )
+
+    rows, server = ask(behave, lambda e: e.score([MESSAGES], [("Safety: Safe", "Safety: Unsafe")]))
+    assert rows[0].probabilities[1] == pytest.approx(0.832, abs=0.01) and server.bodies[0]["max_tokens"] > 2
+
+
 def test_an_empty_quota_ends_the_call():
     async def call(engine):
         with pytest.raises(EngineDied, match="quota"):
