@@ -110,18 +110,35 @@ def marked(row: dict[str, Any]) -> str:
     reason = f" ({row['reason']})" if row["reason"] else ""
     lines = [f"{row['id']}  {row['severity']}, {row['outcome']}{where}{reason}"]
     lines += [f"  prompt:   {visible(row['prompt'])}", f"  {row['part'] + ':':<9} {body}"]
-    for one in row["evidence"]:
-        judge = "not asked" if one["judge"] is None else f"{one['judge']:.2f}"
-        tail = text[max(0, one["char_end"] - 24) : one["char_end"]]
-        ends = f"{'…' if one['char_end'] > 24 else ''}{tail}"
-        draws = f"{one['violations']} of {one['draws']} violate"
-        lines.append(f"    token {one['token']:>4}  {draws:<18} judge {judge:<9}  {ends}")
+    lines += [evidence_line(text, run) for run in runs(row["evidence"])]
     lines.append(
         f"  cost: {row['rollouts']} continuations ({row['generated_tokens']} tokens), {row['guard_calls']} guard and "
         f"{row['judge_calls']} judge calls; every prefix with all draws: {row['paper_rollouts']} continuations "
         f"({row['paper_generated_tokens']} tokens)"
     )
     return "\n".join(lines)
+
+
+def runs(evidence: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The examined prefixes, neighbours together on which only the judge was asked."""
+    found: list[list[dict[str, Any]]] = []
+    for one in evidence:
+        if found and not one["draws"] and not found[-1][-1]["draws"]:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found
+
+
+def evidence_line(text: str, run: list[dict[str, Any]]) -> str:
+    """One prefix: its draws, the judge, its end. Or several that nothing was drawn for, with the judge's highest."""
+    first, last = run[0], run[-1]
+    asked = [one["judge"] for one in run if one["judge"] is not None]
+    judge = f"{'<= ' if len(asked) > 1 else ''}{max(asked):.2f}" if asked else "not asked"
+    where = f"{first['token']}" if first is last else f"{first['token']}-{last['token']}"
+    draws = f"{last['violations']} of {last['draws']} violate" if last["draws"] else "nothing drawn"
+    tail = text[max(0, last["char_end"] - 24) : last["char_end"]]
+    return f"    token {where:>7}  {draws:<16} judge {judge:<9}  {'…' if last['char_end'] > 24 else ''}{tail}"
 
 
 def visible(text: str) -> str:

@@ -44,8 +44,8 @@ def test_the_boundary_stands_in_the_text_and_the_evidence_under_it(response, ons
     lines = marked(row(response, onset)).split("\n")
     assert lines[0] == f"t1  Unsafe, boundary at token 4 of 9, character {onset}"
     assert lines[1].endswith("Tell·me.") and lines[2].endswith(f" {shown}")
-    assert "token    4  0 of 2 violate     judge not asked" in lines[3]
-    assert "token    5  7 of 8 violate     judge 0.91" in lines[4]
+    assert "token       4  0 of 2 violate   judge not asked" in lines[3]
+    assert "token       5  7 of 8 violate   judge 0.91" in lines[4]
     assert lines[4].endswith(visible(response[:-1])[-24:])
     assert "every prefix with all draws: 72 continuations" in lines[5]
 
@@ -53,6 +53,17 @@ def test_the_boundary_stands_in_the_text_and_the_evidence_under_it(response, ons
 def test_a_search_without_a_boundary_says_why():
     told = marked(row("all is well", None, outcome="capped", reason="stopped after 9 rollouts, 90 tokens"))
     assert told.startswith("t1  Unsafe, capped (stopped after 9 rollouts, 90 tokens)\n") and "⟦" not in told
+
+
+def test_neighbours_that_only_the_judge_saw_share_a_line():
+    seen = [
+        {"prefix": i, "token": i, "char_end": i + 1, "violations": 0, "draws": 0, "judge": i / 10}
+        for i in range(4)
+    ]
+    drawn = {"prefix": 4, "token": 4, "char_end": 5, "violations": 4, "draws": 4, "judge": 0.9}
+    lines = marked(row("all is well", 4, evidence=[*seen, drawn])).split("\n")
+    assert "token     0-3  nothing drawn    judge <= 0.30" in lines[3] and lines[3].endswith("all ")
+    assert "4 of 4 violate" in lines[4] and lines[5].startswith("  cost")
 
 
 def test_show_prints_one_row_by_its_id(tmp_path, put, capsys):

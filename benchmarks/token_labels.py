@@ -1,0 +1,244 @@
+"""Token labels with real models: what `exact` and `bisect` cost beside `paper`, and whether they find the same token.
+
+    python benchmarks/token_labels.py --json FILE [--root DIR] [--draws FILE] [--seconds N] [--bench DIR]
+
+Responses: rows of the policy's gold set with a harmless opening and a marked turn, 40 to 70 tokens, English. First the
+judge reads every prefix of all of them; those whose first yes lies strictly inside are taken, shortest first, until
+there are `--rows`. SmolLM2 rolls out (k = 8, 16 tokens), the root's generative guard and fitted judge decide; without
+--root, one is made by the project's own flow (the policy's written rows, no generated ones).
+
+* `paper` draws everything; its draws are stored. `exact` and `bisect` then run for real, timed, and pay for what they
+  ask.
+* `exact` and `bisect` are also replayed on the stored table of draws: the boundary must be paper's on every row. (In a
+  real run a draw is the same but for the order of float sums in another batch; how many differ is measured.)
+* The offline optimum is the cheapest proof of the boundary for that table, knowing all outcomes.
+* With --bench, `toxic_spans`: the boundary of human-marked comments over threshold and k, from one table of 16 draws.
+
+Stored draws make the run resumable: --seconds stops it between two waves, and the same command goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from token_labels_draws import Draws, OutOfTime, draw_all, run_mode
+from token_labels_models import Here, make_work, sample, searches
+from token_labels_root import make_root, recipe
+from token_labels_spans import comments, sweep
+
+from label.rollout import outcome
+from label.rollout_plan import Costs, Plan
+from label.rollout_report import cheapest_proof, replay
+from label.token_labels import sentence_ends
+from ray_jobs.commands_tokens import marked
+from ray_jobs.engine import Sampling
+from ray_jobs.step import Work
+from ray_jobs.token_calls import Search
+from ray_jobs.token_labels import TokenLabelsConfig, label_row
+from synth.policy import load_gold, load_policy
+
+SAMPLING = Sampling(max_tokens=16, temperature=0.8)
+
+
+def gold_rows(policy_name: str) -> list[dict[str, Any]]:
+    """The gold set's responses with a marked turn."""
+    found = load_gold(load_policy(policy_name))
+    names = ("id", "prompt", "response", "severity", "language", "turn")
+    return [sample({name: getattr(row, name) for name in names}) for row in found if row.turn]
+
+
+def choose(work: Work, draws: Draws, wanted: int) -> list[dict[str, Any]]:
+    """Rows of 40 to 70 tokens on which the judge's first yes lies strictly inside, shortest first; then others."""
+    rows = [row for row in gold_rows("safety") if row["language"] == "en"]
+    fit = [search for search in searches(work, rows) if 40 <= search.prefixes.tokens <= 70]
+    missing = [search for search in fit if search.row["id"] not in draws.judge]
+    if missing:
+        draws.read_judge(work, missing)
+
+    def order(search: Search) -> tuple[bool, int, str]:
+        first = next((i for i, p in enumerate(draws.judge[search.row["id"]]) if p >= 0.5), 0)
+        return not 0 < first < len(search.prefixes) - 1, search.prefixes.tokens, search.row["id"]
+
+    return [search.row for search in sorted(fit, key=order)[:wanted]]
+
+
+def compare(work: Work, rows: list[dict[str, Any]], draws: Draws, engines: Here) -> dict[str, Any]:
+    """Part 1 and 4: the three modes on the same rows, as ratios to paper, and how full the device was."""
+    paper_plan = work.config.plan
+    everything = searches(work, rows)
+    cost = {"paper": draw_all(work, everything, draws, "paper")}
+    one = cost["paper"]
+    judge_price = sum(spent for spent, _ in draws.waves["judge"]) / sum(
+        calls for _, calls in draws.waves["judge"]
+    )
+    priced = Costs(
+        one["rollout_seconds"] / one["rollouts"], one["guard_seconds"] / one["rollouts"], judge_price
+    )
+    found: dict[str, Any] = {"costs_seconds": vars(priced), "rows": [], "modes": {}}
+    modes = {name: replace(paper_plan, mode=name, costs=priced) for name in ("exact", "bisect")}
+    for name, plan in modes.items():
+        mine = replace(work, config=replace(work.config, plan=plan))
+        engines.fullness.seconds.clear()
+        real = searches(mine, rows)
+        told = run_mode(mine, real, draws)
+        told |= {"full_64": engines.fullness.share(64), "full_32": engines.fullness.share(32)}
+        found["modes"][name] = told
+        for search in real:
+            found.setdefault(f"shown_{name}", []).append(marked(label_row(mine, search)))
+    for search in everything:
+        found["rows"].append(one_row(search, draws, modes))
+    for name in modes:
+        found["modes"][name] |= ratios(found, name, one)
+    return found
+
+
+def one_row(search: Search, draws: Draws, modes: dict[str, Plan]) -> dict[str, Any]:
+    """A response's boundary and calls by mode, replayed on the stored table, and its offline optimum."""
+    end, n = outcome(search.state), len(search.prefixes)
+    assert end is not None
+    turn = next(i for i, e in enumerate(search.prefixes.ends) if e > search.row["turn"])
+    row: dict[str, Any] = {"id": search.row["id"], "prefixes": n, "paper": end.boundary, "human_turn": turn}
+    row |= {"inside": 0 < end.boundary < n - 1, "paper_judges": search.state.spent.judges}
+    for name, plan in modes.items():
+        ends = sentence_ends(search.prefixes) if name == "bisect" else ()
+        state, _ = replay(plan, n, draws.answers(search), ends)
+        found = outcome(state)
+        assert found is not None
+        row |= {name: found.boundary, f"{name}_spent": state.spent._asdict()}
+    proof = cheapest_proof(*draws.outcomes(search, search.state.plan.k), modes["exact"])
+    return row | {"best_rollouts": proof.rollouts, "best_judges": proof.judges}
+
+
+def ratios(found: dict[str, Any], name: str, paper: dict[str, float]) -> dict[str, Any]:
+    """Paper's cost over the mode's, on rows with an inside boundary and on all; wall time is that of the real runs."""
+    result: dict[str, Any] = {"same_boundary": sum(r[name] == r["paper"] for r in found["rows"])}
+    for label, rows in (("inside", [r for r in found["rows"] if r["inside"]]), ("all", found["rows"])):
+        k, spent = 8, [row[f"{name}_spent"] for row in rows]
+        calls = {kind: sum(one[kind] for one in spent) for kind in ("rollouts", "guards", "judges", "tokens")}
+        per_draw = paper["tokens"] / paper["rollouts"]
+        drawn, best = k * sum(row["prefixes"] for row in rows), sum(row["best_rollouts"] for row in rows)
+        result[label] = {
+            "rows": len(rows),
+            "paper_over_this_tokens": drawn * per_draw / max(1, calls["tokens"]),
+            "paper_over_this_guards": drawn / max(1, calls["guards"]),
+            "paper_over_this_judges": sum(row["paper_judges"] for row in rows) / max(1, calls["judges"]),
+            "ceiling": drawn / max(1, 7 * len(rows)),
+            "rollouts": calls["rollouts"],
+            "best_rollouts": best,
+            "this_over_best_rollouts": calls["rollouts"] / max(1, best),
+        }
+    wall = paper["rollout_seconds"] + paper["guard_seconds"] + paper["judge_seconds"]
+    real = found["modes"][name]
+    result |= {"paper_over_this_seconds": wall / real["seconds"]}
+    return result | {"paper_over_this_cpu": paper["cpu_seconds"] / real["cpu_seconds"], "paper_seconds": wall}
+
+
+def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals, held or not."""
+    rows, exact = found["rows"], found["modes"]["exact"]
+    inside, n = exact["inside"], len(rows)
+    saving, half = inside["paper_over_this_tokens"], inside["ceiling"] / 2
+    best, wall = inside["this_over_best_rollouts"], exact["paper_over_this_seconds"]
+    return [
+        claim(
+            "exact: boundary as in paper, replayed",
+            exact["same_boundary"],
+            "rows",
+            n,
+            exact["same_boundary"] == n,
+        ),
+        claim("rows with a boundary strictly inside", inside["rows"], "rows", ">= 8", inside["rows"] >= 8),
+        claim("generated tokens against the optimum, inside", best, "x", "<= 1.3", best <= 1.3),
+        claim("paper / exact, generated tokens, inside", saving, "x", f">= {half:.1f}", saving >= half),
+        claim("paper / exact, wall time", wall, "x", ">= 8", wall >= 8),
+    ]
+
+
+def claim(name: str, value: float, unit: str, goal: object, holds: bool) -> dict[str, Any]:
+    return {"name": name, "value": round(float(value), 3), "unit": unit, "goal": goal, "holds": bool(holds)}
+
+
+def print_table(found: dict[str, Any]) -> None:
+    """Rows, ratios and responses for people."""
+    for row in found["rows"]:
+        calls = " ".join(
+            f"{name} {row[name]} ({row[f'{name}_spent']['rollouts']} draws)" for name in ("exact", "bisect")
+        )
+        print(f"{row['prefixes']:>3} prefixes, human turn {row['human_turn']:>3}, paper {row['paper']:>3}, {calls}, "
+              f"optimum {row['best_rollouts']} draws")  # fmt: skip
+    for name, told in found["modes"].items():
+        parts = [f"{label}: {told[label]}" for label in ("inside", "all")]
+        print(name, f"same boundary on {told['same_boundary']}", *parts, sep="\n  ")
+        print(f"  wall {told['paper_over_this_seconds']:.1f}x, cpu {told['paper_over_this_cpu']:.1f}x, "
+              f"{told['draws_unlike_stored']} of {told['draws']} draws unlike the stored ones")  # fmt: skip
+    print("\n\n".join(found["shown"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--root", help="a root with a gen_guard and voters; default: one is made under build/"
+    )
+    parser.add_argument("--draws", type=Path, default=Path("build/token_labels_draws.json"))
+    parser.add_argument("--rows", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--bench", type=Path, help="the folder that holds toxic_spans")
+    options = parser.parse_args()
+    options.draws.parent.mkdir(parents=True, exist_ok=True)
+    root = options.root or make_root("build/token_labels_root")
+    draws = Draws(options.draws, time.monotonic() + options.seconds)
+    plan = Plan(k=8, mode="paper")
+    work, engines = make_work(recipe(), root, TokenLabelsConfig(plan=plan, sampling=SAMPLING))
+    try:
+        rows = choose(work, draws, options.rows)
+        found = compare(work, rows, draws, engines)
+        found["shown"] = shown(work, rows)
+        if options.bench:
+            found["toxic_spans"] = spans(work, draws, options.bench)
+    except OutOfTime:
+        print(f"stopped after {options.seconds:.0f} s; {len(draws.draws)} draws are in {options.draws}")
+        return
+    environment = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
+                   "load": round(os.getloadavg()[0], 1)}  # fmt: skip
+    result = {"environment": environment, "measurements": found, "claims": claims(found)}
+    print_table(found)
+    for one in result["claims"]:
+        print(
+            f"{'holds' if one['holds'] else 'FAILS':6} {one['name']}: {one['value']} {one['unit']} (goal {one['goal']})"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def shown(work: Work, rows: list[dict[str, Any]]) -> list[str]:
+    """Responses with the boundary marked: of the rows, the shortest Chinese ones, and one with emoji."""
+    chinese = sorted(
+        (r for r in gold_rows("safety") if r["language"] == "zh"), key=lambda r: len(r["response"])
+    )
+    emoji = rows[0] | {"id": "emoji", "response": "👋🏽 Hello! " + rows[0]["response"] + " 🤫"}
+    exact = replace(work, config=replace(work.config, plan=replace(work.config.plan, mode="exact")))
+    more = searches(exact, [*chinese[:2], emoji])
+    run_mode(exact, more, Draws(Path(os.devnull).with_suffix(".none"), float("inf")))
+    return [marked(label_row(exact, search)) for search in more]
+
+
+def spans(work: Work, draws: Draws, folder: Path) -> list[dict[str, Any]]:
+    """Part 3: all draws at k = 16 on marked comments, then every threshold and k from that one table."""
+    config = replace(work.config, plan=Plan(k=16, mode="paper"), sampling=replace(SAMPLING, max_tokens=12))
+    deep = replace(work, config=config)
+    made = searches(deep, comments(folder))
+    missing = [search for search in made if search.row["id"] not in draws.judge]
+    if missing:
+        draws.read_judge(deep, missing)
+    draw_all(deep, made, draws, "toxic_spans")
+    return sweep([(search, *draws.outcomes(search, 16)) for search in made])
+
+
+if __name__ == "__main__":
+    main()
