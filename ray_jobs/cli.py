@@ -45,6 +45,7 @@ def expected(problem: BaseException) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_data import add_data
+    from ray_jobs.commands_dedup import add_dedup
     from ray_jobs.commands_evaluate import add_evaluate
     from ray_jobs.commands_models import add_models
     from ray_jobs.commands_policy import add_policy
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add_run(commands)
     add_models(commands)
     add_data(commands)
+    add_dedup(commands)
     add_files(commands)
     add_tokens(commands)
     add_guards(commands)
@@ -107,18 +109,6 @@ def add_run(commands: Any) -> None:
 def add_files(commands: Any) -> None:
     from ray_jobs import commands_files as files
 
-    one = add(commands, "dedup", files.dedup, "remove near-duplicates from a file of your own")
-    one.add_argument("input")
-    one.add_argument("output")
-    one.add_argument("--text", required=True, metavar="COLUMN")
-    one.add_argument("--label", metavar="COLUMN", help="rows with different labels never merge")
-    one.add_argument("--threshold", type=float, default=0.7)
-    one.add_argument("--ngram", type=int, help="words per shingle; default: by the length of the text")
-    one.add_argument("--perms", type=int, default=128)
-    one.add_argument(
-        "--against", nargs="*", default=[], metavar="FILE", help="drop rows near these evaluation sets"
-    )
-    one.add_argument("--duplicates", metavar="FILE", help="write what was removed, and why")
     one = add(commands, "mixing", files.mixing, "find foreign words in texts that claim one language")
     one.add_argument("input")
     one.add_argument("output")

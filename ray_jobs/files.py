@@ -45,21 +45,26 @@ def existing(path: str) -> Path:
     return file
 
 
-def read_table(path: str) -> pa.Table:
-    """All rows of a JSON Lines, Parquet or CSV file. BadInput names the file and line that cannot be read."""
+def read_table(path: str, replace: bool = False) -> pa.Table:
+    """All rows of a JSON Lines, Parquet or CSV file. BadInput names the file and line that cannot be read; with
+    `replace`, bytes that are not UTF-8 become the replacement character instead (see `broken_rows`)."""
     file = existing(path)
     try:
         if file.suffix == ".jsonl":
-            table = _by_column(list(_json_lines(file)), path)
+            table = _by_column(list(_json_lines(file, replace)), path)
         elif file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
             table = pq.read_table(file)
+            table = _valid(table) if replace else table
         else:
             import pyarrow.csv as csv
 
-            _check_utf8(file)
-            table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+            if not replace:
+                _check_utf8(file)
+            content = file.read_bytes().decode("utf-8", "replace").encode() if replace else file.read_bytes()
+            options = csv.ParseOptions(newlines_in_values=True)
+            table = csv.read_csv(pa.BufferReader(content), parse_options=options)
     except (pa.ArrowInvalid, OSError) as problem:
         raise BadInput(f"{path}: not readable as {file.suffix[1:]}: {str(problem).splitlines()[0]}") from None
     if not table.num_rows:
@@ -78,13 +83,57 @@ def _by_column(rows: list[dict[str, Any]], path: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _valid(table: pa.Table) -> pa.Table:
+    """The table with the replacement character for what is not UTF-8 in its columns of strings."""
+    for at, field_ in enumerate(table.schema):
+        if pa.types.is_string(field_.type) or pa.types.is_large_string(field_.type):
+            values = table.column(at).combine_chunks()
+            try:
+                values.validate(full=True)
+            except pa.ArrowInvalid:
+                raw = values.cast(pa.large_binary() if field_.type == pa.large_string() else pa.binary())
+                whole = [None if one is None else one.decode("utf-8", "replace") for one in raw.to_pylist()]
+                table = table.set_column(at, field_.name, pa.array(whole, pa.large_string()))
+    return table
+
+
+def broken_rows(table: pa.Table) -> int:
+    """How many rows hold a replacement character: what was not UTF-8 when it was read with `replace`."""
+    broken = pa.array([False] * len(table))
+    for name in table.column_names:
+        values = table[name]
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            broken = pc.or_(broken, pc.fill_null(pc.match_substring(values, "\ufffd"), False))
+    return int(pc.sum(broken).as_py() or 0)
+
+
+def readable(table: pa.Table, name: str, path: str) -> pa.ChunkedArray:
+    """A column of texts, nulls and empty ones among them. BadInput for one of another kind."""
+    values = column(table, name, path)
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        return pa.chunked_array(
+            [pa.array([None if v is None else v.decode("utf-8", "replace") for v in values.to_pylist()])]
+        )
+    if not (
+        pa.types.is_string(values.type)
+        or pa.types.is_large_string(values.type)
+        or pa.types.is_null(values.type)
+    ):
+        raise BadInput(f"{path}: column {name!r} holds {values.type}, not text")
+    return values.cast(pa.large_string())
+
+
+def _json_lines(file: Path, replace: bool = False) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(
+                    line.decode("utf-8-sig" if number == 1 else "utf-8", "replace" if replace else "strict")
+                )
                 if b"\\ud" in line.lower():
                     json.dumps(row, ensure_ascii=False).encode()
             except UnicodeDecodeError as problem:
