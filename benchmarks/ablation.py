@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --root ROOT [--json FILE] [--seeds N]
 
-ROOT is a finished run (`guardmill run local`). Its voted rows (votes and translations, nobody's abstentions) are
-labelled
+ROOT is a finished run (`guardmill run local`). Its rows (votes and translations, without those that abstained) are
+labelled as below; labels that people gave, seeds among them, stand in every arm, as in the mill
 
     votes            as voted
     controversial    then cross-annotated by a loose and a strict reading (label.controversial)
@@ -38,6 +38,7 @@ from synth.policy import READINGS, Policy, load_policy
 
 ARMS = ("votes", "controversial", "distilled", "both")
 COLUMNS = ["id", "group_id", "side", "prompt", "history", "response", "severity"]
+ROW = [*COLUMNS, "origin", "abstain"]
 
 
 class Side:
@@ -54,17 +55,17 @@ class Side:
         self.given = np.array([self.names.index(row["severity"]) for row in rows])
         self.groups = [row["group_id"] for row in rows]
         self.ids = [row["id"] for row in rows]
+        self.human = np.array([row["origin"] == "human" for row in rows])
         self.first_test = len(rows) + len(self.fit)
 
 
 def sides(root: str, policy: Policy) -> dict[str, Side]:
-    """The run's rows by side. Rows that people labelled or that abstained are no part of the comparison."""
+    """The run's rows by side. Rows that abstained train nothing."""
     store = Store(root)
     rows: list[dict[str, Any]] = []
     for name in ("votes", "translations"):
         if name in store.tables():
-            wanted = "abstain = false AND origin != 'human'"
-            rows += store.read(name, columns=COLUMNS, filter=wanted).to_pylist()
+            rows += store.read(name, columns=ROW, filter="abstain = false").to_pylist()
     gold = store.read("gold", columns=[*COLUMNS, "split"]).to_pylist()
     found = {}
     for side in policy.sides:
@@ -90,14 +91,14 @@ def cross_annotated(side: Side, seed: int) -> np.ndarray:
     ratios = choose_ratios(sweep(ids, groups, flags, range(n, len(pool)), fit_predict, seed=seed))
     vote = cross_annotate(side.ids, side.groups, flags[:n], ratios, fit_predict, seed).vote
     between = max(at for at, level in enumerate(policy.severities) if level.violating == "strict")
-    return np.where(vote == CONTROVERSIAL, between, np.where(vote == SAFE, 0, len(side.names) - 1))
+    crossed = np.where(vote == CONTROVERSIAL, between, np.where(vote == SAFE, 0, len(side.names) - 1))
+    return np.where(side.human, side.given, crossed)
 
 
 def distilled(side: Side, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(labels [n], kept [n]) after the cross-fitted teacher."""
     teach = linear_probabilities(side.vectors, len(side.names))
-    nobody = [False] * len(labels)
-    found = distill(side.ids, side.groups, labels.tolist(), nobody, teach, Rules(), seed)
+    found = distill(side.ids, side.groups, labels.tolist(), side.human.tolist(), teach, Rules(), seed)
     return found.labels, np.array([action != DROP for action in found.actions])
 
 
@@ -136,7 +137,8 @@ def measure(side: Side, name: str, seed: int) -> list[dict[str, Any]]:
                 key: getattr(told, key) for key in ("f1", "low", "high", "macro_f1", "precision", "recall")
             }
             changed = float((labels != side.given).mean())
-            where = {"side": name, "seed": seed, "arm": arm, "reading": reading, "rows": int(keep.sum())}
+            where = {"side": name, "seed": seed, "arm": arm, "reading": reading, "rows": int(keep.sum()),
+                     "by_people": int(side.human.sum())}  # fmt: skip
             records.append(where | {"changed": changed} | figures)
     return records
 

@@ -173,6 +173,7 @@ def show(records: list[dict[str, Any]]) -> None:
         ]
         for words, points in lines:
             print(f"  {words:<6}" + "".join(f"{np.mean([p[key] for p in points]):9.3f}" for key in keys))
+        print(f"  best on test: F1 viol {np.mean([record['best_on_test'] for record in here]):.3f}")
         print(f"  chosen: loose {[r['loose'] for r in here]}, strict {[r['strict'] for r in here]}")
 
 
@@ -185,6 +186,9 @@ def claims(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         spread = f"± {1.96 * gaps.std(ddof=1) / len(gaps) ** 0.5:.3f}" if len(gaps) > 1 else ""
         held.append(claim(f"{name}: F1 of the better reading (by validation) over the binary model", float(gaps.mean()),
                           0.0, spread))  # fmt: skip
+        late = [record["best_on_test"] - record["binary"]["f1_violating"] for record in here]
+        words = f"{name}: F1 of the better reading, chosen on the test set as the report does, over the binary model"
+        held.append(claim(words, float(np.mean(late)), 0.0))
         flagged = [[record["curve"][f"{ratio:g}"]["flagged"] for ratio in RATIOS] for record in here]
         falling = float(np.mean([np.all(np.diff(line) <= 0.01) for line in flagged]))
         held.append(claim(f"{name}: splits in which more safe rows never flag over 1 % more", falling, 0.8))

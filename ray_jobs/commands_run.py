@@ -117,7 +117,12 @@ def vote(options: argparse.Namespace) -> None:
         for name in ("combination", "best_voter", "majority"):
             low, high = audit[name]["interval"]
             print(f"  {name:<12} F1 {audit[name]['f1']:.3f} [{low:.3f}, {high:.3f}]")
-        print(f"  calibration error {audit['calibration']['debiased']:.3f} (debiased)")
+        low, high = audit["calibration_interval"]
+        print(f"  calibration error {audit['calibration']['debiased']:.3f} [{low:.3f}, {high:.3f}] (debiased)")
+        surest = ", ".join(f"{float(share):.0%} {f1:.3f}" for share, f1 in audit["surest"].items())
+        kept = audit["precision_kept"]
+        right = "" if kept is None else f", {kept:.0%} of the others labelled right"
+        print(f"  F1 on the surest rows: {surest}; {audit['abstained']:.0%} abstained{right}")
         for warning in audit["warnings"]:
             print(f"  warning: {warning}", file=sys.stderr)
         for voter, told in audit["voters"].items() if options.audit else ():

@@ -158,6 +158,13 @@ def test_the_gold_set_was_labelled_twice_and_every_difference_is_settled(
     assert f"log: {len(log)} rows" in capsys.readouterr().out
 
 
+def test_the_second_policys_gold_set_was_labelled_twice_too() -> None:
+    policy = load_policy("data_quality")
+    gold = load_gold(policy)
+    (prompts,) = agreement(policy, gold)
+    assert prompts.rows == len(gold) >= 200 and prompts.unread == 0 and prompts.alpha["severity"][0] > 0.8
+
+
 @pytest.mark.parametrize(
     ("what", "line", "part"),
     [
