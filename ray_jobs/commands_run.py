@@ -118,7 +118,9 @@ def vote(options: argparse.Namespace) -> None:
             low, high = audit[name]["interval"]
             print(f"  {name:<12} F1 {audit[name]['f1']:.3f} [{low:.3f}, {high:.3f}]")
         low, high = audit["calibration_interval"]
-        print(f"  calibration error {audit['calibration']['debiased']:.3f} [{low:.3f}, {high:.3f}] (debiased)")
+        print(
+            f"  calibration error {audit['calibration']['debiased']:.3f} [{low:.3f}, {high:.3f}] (debiased)"
+        )
         surest = ", ".join(f"{float(share):.0%} {f1:.3f}" for share, f1 in audit["surest"].items())
         kept = audit["precision_kept"]
         right = "" if kept is None else f", {kept:.0%} of the others labelled right"
