@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     from ray_jobs.commands_models import add_models
     from ray_jobs.commands_policy import add_policy
     from ray_jobs.commands_review import add_review
+    from ray_jobs.commands_serve import add_serve
     from ray_jobs.commands_tokens import add_tokens
     from ray_jobs.commands_train import add_train
 
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add_tokens(commands)
     add_guards(commands)
     add_evaluate(commands)
+    add_serve(commands)
     add_review(commands)
     add_train(commands)
     add_policy(commands)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from synth.errors import BadInput
 from train.data import Encoded, chat_ids, special_id, text_ids
-from train.stream_model import PUBLISHED, StreamGuard
+from train.stream_model import PUBLISHED, StreamGuard, StreamGuardConfig, read_published_config
 from train.trunk import run
 from train.weave import collate, pack
 
@@ -48,17 +48,7 @@ class _Laid:
 def load_guard(folder: str | Path) -> tuple[StreamGuard, PreTrainedTokenizerBase]:
     """A streaming guard, in either layout, and its tokenizer; BadInput in one sentence for anything else."""
     path = Path(folder)
-    config = path / "config.json"
-    if not config.is_file():
-        raise BadInput(f"{path}: no config.json there, so this is no checkpoint of a guard")
-    try:
-        about = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{config}: not readable as JSON") from error
-    if about.get("model_type") != "guardmill_stream" and PUBLISHED not in (about.get("architectures") or []):
-        raise BadInput(f"{config}: a {about.get('model_type')} model, not a streaming guard")
-    if not list(path.glob("*.safetensors")):
-        raise BadInput(f"{path}: no safetensors file there; weights in any other format are not read")
+    read_config(path)
     try:
         loaded: Any = StreamGuard.from_pretrained(path, output_loading_info=True)
         guard, report = loaded
@@ -69,6 +59,24 @@ def load_guard(folder: str | Path) -> tuple[StreamGuard, PreTrainedTokenizerBase
             name = min(map(str, report[what]))
             raise BadInput(f"{path}: {what.replace('_', ' ')} in the weights, {name} first")
     return guard.eval(), AutoTokenizer.from_pretrained(str(path))
+
+
+def read_config(folder: str | Path) -> StreamGuardConfig:
+    """A streaming guard's config, in either layout, without its weights; BadInput for anything else."""
+    path = Path(folder)
+    config = path / "config.json"
+    if not config.is_file():
+        raise BadInput(f"{path}: no config.json there, so this is no checkpoint of a guard")
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{config}: not readable as JSON") from error
+    published = PUBLISHED in (about.get("architectures") or [])
+    if about.get("model_type") != "guardmill_stream" and not published:
+        raise BadInput(f"{config}: a {about.get('model_type')} model, not a streaming guard")
+    if not list(path.glob("*.safetensors")):
+        raise BadInput(f"{path}: no safetensors file there; weights in any other format are not read")
+    return read_published_config(path) if published else StreamGuardConfig.from_pretrained(path)
 
 
 @torch.inference_mode()

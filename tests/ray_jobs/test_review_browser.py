@@ -2,15 +2,10 @@
 keep what was said, and a hostile row is shown as text."""
 
 import asyncio
-import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -23,96 +18,8 @@ from ray_jobs.store import Store
 from ray_jobs.voters import BALLOT
 from ray_jobs.votes import SAMPLE
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine")
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>\u202egnp.exe\u0007 </p>"
 TOKEN = "a-token-for-tests"
-
-
-class Unready(RuntimeError):
-    """The tab has no document yet."""
-
-
-class Page:
-    """One tab: evaluate, press keys, wait."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket, self.number = socket, 0
-
-    async def send(self, method: str, **given: Any) -> dict[str, Any]:
-        self.number += 1
-        await self.socket.send_json({"id": self.number, "method": method, "params": given})
-        while True:
-            told = await self.socket.receive_json(timeout=20)
-            if told.get("id") == self.number:
-                if "error" in told:
-                    raise Unready(told["error"]["message"])
-                return told["result"]
-
-    async def value(self, expression: str) -> Any:
-        told = await self.send(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
-        )
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
-
-    async def press(self, *keys: str) -> None:
-        """Press keys one after the other, as fast as they come, then wait until the page is at rest."""
-        for key in keys:
-            text = {"text": key} if len(key) == 1 else {}
-            await self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-            await self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
-        await self.rest()
-
-    async def rest(self) -> None:
-        for _ in range(200):
-            ready = "document.readyState === 'complete' && 'at' in document.body.dataset"
-            with suppress(Unready):
-                if await self.value(f"{ready} && !('busy' in document.body.dataset)"):
-                    return
-            await asyncio.sleep(0.05)
-        raise AssertionError(await self.value("document.body ? document.body.innerText : 'no page'"))
-
-    async def text(self, name: str) -> str:
-        return await self.value(f"document.getElementById({json.dumps(name)}).textContent")
-
-
-@asynccontextmanager
-async def browser(folder: Path) -> AsyncIterator[Any]:
-    """`tab(address)` opens a page at rest; `close(page)` closes it as a person would."""
-    arguments = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-    ]
-    place = ["--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
-    process = subprocess.Popen([str(CHROMIUM), *arguments, *place], stderr=subprocess.DEVNULL)
-    marker = folder / "DevToolsActivePort"
-    try:
-        for _ in range(400):
-            if marker.is_file() and len(marker.read_text().split()) == 2:
-                break
-            await asyncio.sleep(0.05)
-        tools = f"http://127.0.0.1:{marker.read_text().split()[0]}/json"
-        async with aiohttp.ClientSession() as web_client:
-
-            async def tab(address: str) -> tuple[str, Page]:
-                async with web_client.put(f"{tools}/new?{address}") as reply:
-                    told = await reply.json()
-                page = Page(await web_client.ws_connect(told["webSocketDebuggerUrl"], max_msg_size=1 << 26))
-                await page.rest()
-                return told["id"], page
-
-            async def close(number: str, page: Page) -> None:
-                await page.send("Page.close")
-                await page.socket.close()
-
-            yield tab, close
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 @asynccontextmanager
@@ -151,10 +58,10 @@ def reviewed(store, put) -> Store:
     return store
 
 
-def test_ten_labelled_one_undone_closed_and_reopened_nine_are_there(reviewed, safety, tmp_path):
+def test_ten_labelled_one_undone_closed_and_reopened_nine_are_there(reviewed, safety, browse):
     async def go() -> None:
         session = Session(reviewed, safety, "votes", Choice("random"), "ada")
-        async with browser(tmp_path / "profile") as (tab, close), served(session) as address:
+        async with browse() as (tab, close), served(session) as address:
             number, page = await tab(address)
             await page.press(*"1231231231")
             assert await page.text("count") == "10 of 14 labelled"
@@ -184,10 +91,10 @@ def test_ten_labelled_one_undone_closed_and_reopened_nine_are_there(reviewed, sa
     asyncio.run(go())
 
 
-def test_a_hostile_row_is_shown_as_text_and_votes_stand_beside_it(reviewed, safety, tmp_path):
+def test_a_hostile_row_is_shown_as_text_and_votes_stand_beside_it(reviewed, safety, browse):
     async def go() -> None:
         session = Session(reviewed, safety, "votes", Choice("random", "id = 's00'"), "ada")
-        async with browser(tmp_path / "profile") as (tab, close), served(session) as address:
+        async with browse() as (tab, close), served(session) as address:
             number, page = await tab(address)
             shown = HOSTILE.replace("\u202e", "U+202E").replace("\u0007", "U+0007")
             assert await page.text("prompt") == shown
