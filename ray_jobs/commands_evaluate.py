@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, Read, read_file
+from ray_jobs.eval_page import page, summary
 from ray_jobs.file_guards import Checkpoint, judge, read_checkpoint
 from ray_jobs.file_scores import System, sampled, score_file
 from synth.errors import BadInput
@@ -23,7 +24,7 @@ def add_evaluate(commands: Any) -> None:
     one = commands.add_parser("evaluate", help=about, description=about)
     one.set_defaults(command=evaluate_files)
     one.add_argument("checkpoint", help="a checkpoint folder, or a root's table such as gen_guard@v1")
-    one.add_argument("data", nargs="+", help="files of labelled texts")
+    one.add_argument("data", nargs="+", help="files of labelled texts; hub:OWNER/NAME/PATH@COMMIT is fetched")
     one.add_argument("--against", action="append", default=[], metavar="CHECKPOINT",
                      help="a further checkpoint, compared on the same rows (McNemar); repeatable")  # fmt: skip
     one.add_argument("--format", action="append", choices=FORMATS, metavar="FORMAT",
@@ -43,6 +44,9 @@ def add_evaluate(commands: Any) -> None:
     one.add_argument("--qwen3-tokenizer", metavar="FOLDER", help="reads the onsets of qwen3-guard-test")
     one.add_argument("--device", default="", help="where the models run; default: a GPU if there is one")
     one.add_argument("--root", default="mill/local")
+    one.add_argument(
+        "--page", default="", metavar="FILE", help="also write one HTML file with tables and charts"
+    )
     one.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -75,6 +79,8 @@ def evaluate_files(options: argparse.Namespace) -> None:
         about = {"file": path, "format": format, "texts": len(read.rows), "scored": len(rows)}
         tables = score_file(rows, systems, options.resamples, options.seed)
         result["files"].append(about | {"left_out": dict(read.left_out)} | tables)
+    if options.page:
+        Path(options.page).write_text(page(result), encoding="utf-8")
     print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else "\n".join(pages(result)))
 
 
@@ -84,6 +90,8 @@ def opened(options: argparse.Namespace) -> list[Checkpoint]:
 
     if options.limit is not None and options.limit < 1:
         raise BadInput(f"--limit is a number of rows from 1, not {options.limit}")
+    if options.page and not Path(options.page).parent.is_dir():
+        raise BadInput(f"--page {options.page}: there is no folder {Path(options.page).parent}")
     if options.resamples < 1:
         raise BadInput(f"--resamples is a number from 1, not {options.resamples}")
     found = []
@@ -163,6 +171,9 @@ def pages(result: dict[str, Any]) -> Iterator[str]:
         yield from category_lines(file)
         for failed in file["failed"]:
             yield f"{failed['system']}: {failed['rows']} not judged, or not wholly: {failed['reason']}"
+    if len(result["files"]) > 1:
+        yield ""
+        yield from aligned(summary(result))
 
 
 def score_lines(file: dict[str, Any]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 from ray_jobs.cli import print_json
 from ray_jobs.commands_evaluate import COLUMNS
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, read_file
+from ray_jobs.eval_formats.hub import local
 from ray_jobs.file_scores import sampled
 from synth.errors import BadInput
 from synth.ids import stable_hash
@@ -46,6 +47,9 @@ def add_train(commands: Any) -> None:
             one.add_argument("--template", default="moderation_short", help="of the policy")
         one.add_argument("--backbone", default="smollm2-135m", help="a packaged model or a folder of weights")
         one.add_argument("--layers", type=int, help="train only the top N layers; default: all")
+        one.add_argument(
+            "--lora", type=int, default=0, metavar="RANK", help="adapters of this rank; default: none"
+        )
         one.add_argument("--epochs", type=int, default=3)
         one.add_argument("--lr", type=float, default=2e-4)
         one.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one step; default: 1024")
@@ -55,6 +59,8 @@ def add_train(commands: Any) -> None:
                          help="weight of a class: its count to the power of 0, -1/2 or -1; default: sqrt")  # fmt: skip
         one.add_argument("--patience", type=int, default=2, metavar="EPOCHS",
                          help="stop after so many without a better held-out loss, keep the best; 0: never")  # fmt: skip
+        one.add_argument("--curves", choices=("tensorboard", "wandb"), default="",
+                         help="also write the training's curves there")  # fmt: skip
         one.add_argument("--workers", type=int, default=2)
         one.add_argument("--gpu", action="store_true", help="one GPU per worker")
         one.add_argument("--seed", type=int, default=0)
@@ -80,7 +86,7 @@ def train_files(options: argparse.Namespace) -> None:
         "policy": policy.hash,
         "policy_id": options.policy if Path(options.policy).is_file() else policy.id,
         "template": template,
-        "data": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in options.data},
+        "data": {path: hashlib.sha256(Path(local(path)).read_bytes()).hexdigest() for path in options.data},
     }
     result = trained(options, made, config, out, provenance)
     if options.json:
@@ -118,12 +124,15 @@ def training(options: argparse.Namespace, policy: Policy) -> Any:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise BadInput(f"--{name.replace('_', '-')} is above 0, not {value}")
+    if options.lora < 0:
+        raise BadInput(f"--lora is a rank from 1, or 0 for none, not {options.lora}")
     fields: dict[str, Any] = {
         "backbone": str(locate(options.backbone)), "epochs": options.epochs, "lr": options.lr,
-        "train_layers": options.layers, "batch_tokens": options.batch_tokens, "max_length": options.max_length,
+        "train_layers": options.layers, "lora_rank": options.lora, "batch_tokens": options.batch_tokens,
+        "max_length": options.max_length,
         "zero_stage": options.zero_stage, "class_balance": options.balance, "patience": options.patience,
-        "row_length": min(512, options.batch_tokens), "seed": options.seed, "workers": options.workers,
-        "bf16": options.gpu,
+        "row_length": min(512, options.batch_tokens), "seed": options.seed, "curves": options.curves,
+        "workers": options.workers, "bf16": options.gpu,
     }  # fmt: skip
     if options.kind == "gen":
         return GenConfig(**fields)
@@ -142,7 +151,9 @@ def trained(
     from ray_jobs.train_gen import train_gen
     from ray_jobs.train_stream import train_stream
 
-    identity = stable_hash(asdict(replace(config, workers=1)), made, provenance["template"], options.control)
+    identity = stable_hash(
+        asdict(replace(config, workers=1, curves="")), made, provenance["template"], options.control
+    )
     guard = out / "guard"
     if (guard / "guardmill.json").is_file() and not options.replace:
         about = json.loads((guard / "guardmill.json").read_text(encoding="utf-8"))

@@ -24,8 +24,9 @@ CONTROL = "control"
 @dataclass(frozen=True)
 class GuardConfig:
     """A guard's training (train.fit.FitConfig says what the fields mean). `rows` bounds the examples (0: all);
-    `template` is the policy's moderation template (generative guards only). Workers and devices are no part of a
-    guard's identity."""
+    `template` is the policy's moderation template (generative guards only). `class_balance` evens out the classes that
+    `balance_by` makes of a row's side, severity, category, language, leaf and source: a rare language counts for more.
+    Workers and devices are no part of a guard's identity."""
 
     template: str = "moderation_short"
     rows: int = 0
@@ -36,15 +37,18 @@ class GuardConfig:
     max_length: int = 512
     zero_stage: int = 2
     train_layers: int | None = 6
+    lora_rank: int = 0
     class_balance: str = "sqrt"
+    balance_by: tuple[str, ...] = ("side", "severity")
     eval_share: float = 0.1
     patience: int = 0
+    curves: str = field(default="", metadata={"identity": False})
     workers: int = field(default=2, metadata={"identity": False})
     use_gpu: bool = field(default=False, metadata={"identity": False})
 
     def training(self) -> dict[str, Any]:
         """The fields that train.fit.FitConfig takes."""
-        ours = ("template", "rows", "use_gpu")
+        ours = ("template", "rows", "use_gpu", "balance_by")
         return {name: value for name, value in vars(self).items() if name not in ours}
 
 
@@ -73,7 +77,9 @@ def run(work: Work) -> Output:
     from train.gen import GenConfig
 
     rows = chosen(work.read("distilled").to_pylist(), work.config.rows)
-    examples = [gen_example(work.policy, row, work.config.template) for row in rows]
+    examples = [
+        gen_example(work.policy, row, work.config.template) | balanced(row, work.config) for row in rows
+    ]
     config = GenConfig(backbone=backbone(work), seed=work.seed, **work.config.training())
     return train(work, "gen_guard", train_gen, examples, config)
 
@@ -141,5 +147,14 @@ def gen_example(policy: Policy, row: dict[str, Any], template: str) -> dict[str,
         "group_id": row["group_id"],
         "prompt": moderation_prompt(policy, row["side"], turns, template),
         "answer": render_verdict(verdict, policy, row["side"]),
-        "label": f"{row['side']}:{row['severity']}",
     }
+
+
+def balanced(row: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
+    """The class of a row for balancing, as a field of its example. BadInput for a field that a row does not have."""
+    known = {name: row.get(name) for name in ("side", "severity", "language", "leaf", "source")}
+    known["category"] = (row["categories"] or [""])[0]
+    wrong = [name for name in config.balance_by if name not in known]
+    if wrong:
+        raise BadInput(f"balance_by names {wrong[0]!r}; a row has {', '.join(sorted(known))}")
+    return {"label": ":".join(str(known[name]) for name in config.balance_by)}

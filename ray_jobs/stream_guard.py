@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from label.token_labels import ANSWER
-from ray_jobs.gen_guard import GuardConfig, backbone, chosen, train
+from ray_jobs.gen_guard import GuardConfig, backbone, balanced, chosen, train
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT
+from ray_jobs.token_labels import parts
 from ray_jobs.voters import side_categories
 from synth.policy import Policy
 
@@ -36,11 +37,15 @@ def run(work: Work) -> Output:
     policy = work.policy
     rows = chosen(work.read("distilled").to_pylist(), work.config.rows)
     onsets = {
-        row["parent_id"]: row["onset"]
+        (row["parent_id"], row["part"]): row["onset"]
         for row in work.read("token_labels").to_pylist()
-        if row["onset"] is not None and row["part"] == ANSWER
+        if row["onset"] is not None
     }
-    examples = [example for row in rows if (example := stream_example(policy, row, onsets)) is not None]
+    examples = [
+        example | balanced(row, work.config)
+        for row in rows
+        for example in stream_examples(policy, row, onsets)
+    ]
     fields: dict[str, Any] = {**label_maps(policy), **work.config.training()}
     config = StreamConfig(backbone=backbone(work), seed=work.seed, **fields)
     return train(work, "stream_guard", train_stream, examples, config)
@@ -63,9 +68,14 @@ def label_maps(policy: Policy) -> dict[str, tuple[str, ...]]:
     }
 
 
-def stream_example(policy: Policy, row: dict[str, Any], onsets: dict[str, int]) -> dict[str, Any] | None:
-    """A prompt trains the query branch, a response the response branch: safe ones throughout, flagged ones from the
-    labelled onset on. A flagged response without an onset trains nothing."""
+def stream_examples(
+    policy: Policy, row: dict[str, Any], onsets: dict[tuple[str, str], int]
+) -> Iterator[dict[str, Any]]:
+    """A prompt trains the query branch; a response the response branch, its thinking text and its answer each by
+    itself, as they were labelled: safe ones throughout, flagged ones from the labelled onset on.
+
+    A flagged text without an onset trains nothing.
+    """
     names = {category.id: category.name for category in policy.categories}
     category = names[row["categories"][0]] if row["categories"] else None
     common = {
@@ -75,14 +85,15 @@ def stream_example(policy: Policy, row: dict[str, Any], onsets: dict[str, int]) 
         "history": row["history"],
     }
     if row["side"] == "prompt":
-        return common | {"query_risk": row["severity"], "query_category": category}
-    onset = onsets.get(row["id"])
+        yield common | {"query_risk": row["severity"], "query_category": category}
+        return
     flagged = row["severity"] != policy.mildest
-    if not row["response"] or (flagged and onset is None):
-        return None
-    return common | {
-        "response": row["response"],
-        "response_risk": row["severity"],
-        "response_category": category,
-        "onset": onset if flagged else None,
-    }
+    for part in parts(row):
+        onset = onsets.get((row["id"], part.name))
+        if part.text and not (flagged and onset is None):
+            yield common | {
+                "response": part.text,
+                "response_risk": row["severity"],
+                "response_category": category,
+                "onset": onset if flagged else None,
+            }

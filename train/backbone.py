@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from synth.errors import BadInput
 from train.data import CHAT_TEMPLATE, special_id
@@ -27,6 +27,12 @@ def load_backbone(auto_class: Any, config: FitConfig) -> Any:
     return auto_class.from_pretrained(
         config.backbone, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
+
+
+def longest_row(config: FitConfig) -> int:
+    """`max_length`, or the backbone's context where that is shorter."""
+    about = AutoConfig.from_pretrained(config.backbone)
+    return min(config.max_length, getattr(about, "max_position_embeddings", None) or config.max_length)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -59,7 +59,7 @@ class StreamExample:
 
     A risk of None leaves that branch untrained. `onset` is the character offset in `response` from which it
     carries `response_risk`; None where that is the mildest risk. A flagged response without an onset trains
-    nothing.
+    nothing. `label` is its class for balancing.
     """
 
     id: str
@@ -72,6 +72,7 @@ class StreamExample:
     response_risk: str | None = None
     response_category: str | None = None
     onset: int | None = None
+    label: str = ""
 
 
 def special_id(tokenizer, token: str) -> int:
@@ -102,6 +103,19 @@ def chat_ids(tokenizer, messages: Sequence[Message], add_generation_prompt: bool
     if add_generation_prompt:
         ids += [special_id(tokenizer, "<|im_start|>"), *text_ids(tokenizer, "assistant\n")]
     return ids
+
+
+def check_classes(examples: Sequence[GenExample | StreamExample]) -> None:
+    """BadInput where all examples say the same, so that there is nothing to learn."""
+    said: set[str | None] = set()
+    for example in examples:
+        if isinstance(example, GenExample):
+            said.add(example.answer)
+        else:
+            said |= {example.query_risk, example.response_risk} - {None}
+    if len(said) < 2:
+        only = str(min(map(str, said), default="nothing")).splitlines()[0]
+        raise BadInput(f"all {len(examples)} examples say {only!r}: a guard needs two classes at least")
 
 
 def encode_gen(example: GenExample, tokenizer) -> Encoded:

@@ -106,6 +106,8 @@ class _Loop:
             if held is None:
                 continue
             self.history[-1]["eval_loss"] = held
+            if self.on_step and dist.get_rank() == 0:
+                self.on_step(self.history[-1])
             if self.config.patience and held < best[0]:
                 best, worse = (held, full_state(self.engine)), 0
             elif self.config.patience and (worse := worse + 1) >= self.config.patience:

@@ -17,6 +17,9 @@ class FitConfig:
     max_length: int = 1024
     zero_stage: int = 2
     train_layers: int | None = None
+    lora_rank: int = (
+        0  # train adapters of this rank on those layers instead of the layers themselves; 0: none
+    )
     seed: int = 0
     workers: int = 2
     class_balance: str = "none"  # "none", "sqrt" or "full": weight of a class ~ count ** -(0, 1/2, 1)
@@ -30,6 +33,7 @@ class FitConfig:
     eval_share: float = 0.1  # of the groups
     patience: int = 0  # epochs without a better held-out loss before stopping; 0: never stop, keep the last
     checkpoint_steps: int = 0  # 0: none
+    curves: str = ""  # also to "tensorboard" or "wandb"
     cache_bytes: int = 8 << 30  # above this, frozen layers run again for every batch
 
 

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from train.backbone import load_backbone, load_tokenizer, save_tokenizer
+from synth.errors import BadInput
+from train.backbone import load_backbone, load_tokenizer, longest_row, save_tokenizer
 from train.data import IGNORE, Encoded, GenExample, encode_gen
 from train.deepspeed_engine import State
 from train.fit_config import GenConfig
+from train.lora import add_adapters, merge_adapters
 from train.loss import answer_loss
 from train.trunk import cut, freeze_below, run
 from train.weave import Batch
@@ -46,17 +48,17 @@ class GenTask:
 
     def __init__(self, config: GenConfig) -> None:
         if config.train_layers == 0:
-            raise ValueError("a generative guard has no head of its own: train_layers must not be 0")
+            raise BadInput("a generative guard has no head of its own: train_layers must not be 0")
         self.config = config
         self.tokenizer = load_tokenizer(config.backbone)
+        self.longest = longest_row(config)
         self.lower: Any = None
-        self.names: dict[str, str] = {}
 
     def encode(self, examples: Sequence[GenExample]) -> tuple[list[Encoded], list[int]]:
         """Samples, and the indices of the examples they come from; those longer than `max_length` are left
         out."""
         samples = [encode_gen(example, self.tokenizer) for example in examples]
-        kept = [i for i, sample in enumerate(samples) if len(sample) <= self.config.max_length]
+        kept = [i for i, sample in enumerate(samples) if len(sample) <= self.longest]
         return [samples[i] for i in kept], kept
 
     def label(self, example: GenExample) -> str:
@@ -73,17 +75,21 @@ class GenTask:
 
     def build(self) -> nn.Module:
         """A fresh trainable module; `lower` becomes the frozen part, if any."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[Any, GenModule]:
+        """The whole model, and what is trained of it (its own modules)."""
         model = self.whole()
-        full_names = {id(parameter): name for name, parameter in model.named_parameters()}
         upper = model.get_decoder()
         if self.config.train_layers is not None:
             model.requires_grad_(False)
             freeze_below(model.get_decoder(), self.config.train_layers)
             halves = cut(model.get_decoder(), self.config.train_layers)
             self.lower, upper = halves.lower, halves.upper
-        module = GenModule(upper, model.get_output_embeddings())
-        self.names = {name: full_names[id(parameter)] for name, parameter in module.named_parameters()}
-        return module
+        if self.config.lora_rank:
+            model.requires_grad_(False)
+            add_adapters(upper, self.config.lora_rank, self.config.seed)
+        return model, GenModule(upper, model.get_output_embeddings())
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Summed loss of a batch's answer tokens."""
@@ -91,8 +97,10 @@ class GenTask:
 
     def save(self, state: State, folder: Path) -> None:
         """Writes model and tokenizer, ours in chat template, so that AutoModelForCausalLM loads them."""
-        model = self.whole()
-        model.load_state_dict({self.names[name]: tensor for name, tensor in state.items()}, strict=False)
+        model, module = self._parts()
+        module.load_state_dict(state, strict=False)
+        if self.config.lora_rank:
+            merge_adapters(module.upper)
         if self.config.bf16:
             model = model.to(torch.bfloat16)
         model.save_pretrained(folder)

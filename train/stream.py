@@ -90,8 +90,9 @@ def step(guard: StreamGuard, entries: Sequence[tuple[StreamState, Any, str]]) ->
     order = sorted(range(len(entries)), key=lambda i: entries[i][0].slot)
     states = [entries[i][0] for i in order]
     chunks = [_ids(entries[i][1], guard) for i in order]
-    for state, i in zip(states, order, strict=True):
+    for state, chunk, i in zip(states, chunks, order, strict=True):
         _check_turn(state, entries[i][2])
+        _check_room(state, chunk, guard)
     if len({state.slot for state in states}) < len(states):
         raise BadInput("a stream stands twice in one step")
     hidden = _forward(guard, states, chunks)
@@ -153,6 +154,14 @@ def _ids(token_ids: Any, guard: StreamGuard) -> list[int]:
     if outside:
         raise BadInput(f"token id {outside[0]} is outside the guard's vocabulary of {vocabulary}")
     return ids
+
+
+def _check_room(state: StreamState, chunk: list[int], guard: StreamGuard) -> None:
+    context = getattr(guard.config.backbone_config, "max_position_embeddings", None)
+    if context and state.length + len(chunk) > context:
+        raise BadInput(
+            f"the stream would have {state.length + len(chunk)} tokens, the guard's context {context}"
+        )
 
 
 def _check_turn(state: StreamState, role: str) -> None:

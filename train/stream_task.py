@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from train.backbone import load_backbone, load_tokenizer, save_tokenizer
+from synth.errors import BadInput
+from train.backbone import load_backbone, load_tokenizer, longest_row, save_tokenizer
 from train.data import IGNORE, QUERY, RESPONSE, Encoded, StreamExample, encode_stream
 from train.deepspeed_engine import State
 from train.fit_config import StreamConfig
+from train.lora import add_adapters, merge_adapters
 from train.loss import sample_means, token_loss
 from train.stream_model import StreamGuard, StreamGuardConfig, head_logits
 from train.trunk import cut, freeze_below, run
@@ -56,24 +58,26 @@ class StreamTask:
     """How a streaming guard is encoded, built, scored and saved."""
 
     def __init__(self, config: StreamConfig) -> None:
+        if config.lora_rank and config.train_layers == 0:
+            raise BadInput(
+                "adapters need layers to sit on: lora_rank goes with train_layers above 0 or with all"
+            )
         self.config = config
         self.tokenizer = load_tokenizer(config.backbone)
+        self.longest = longest_row(config)
         self.maps = config.maps
         self.safe = [self.maps.risk.index(name) for name in self.maps.safe]
         self.lower: Any = None
-        self.names: dict[str, str] = {}
 
     def encode(self, examples: Sequence[StreamExample]) -> tuple[list[Encoded], list[int]]:
         """Samples and the examples' indices; those with nothing labelled within `max_length` are left out."""
-        samples = [
-            encode_stream(example, self.tokenizer, self.maps, self.config.max_length) for example in examples
-        ]
+        samples = [encode_stream(example, self.tokenizer, self.maps, self.longest) for example in examples]
         kept = [i for i, sample in enumerate(samples) if (sample.targets["branch"] != IGNORE).any()]
         return [samples[i] for i in kept], kept
 
     def label(self, example: StreamExample) -> str:
         """The class of an example, for balancing."""
-        return f"{example.query_risk}/{example.response_risk}"
+        return example.label or f"{example.query_risk}/{example.response_risk}"
 
     def mass(self, sample: Encoded) -> float:
         """A sample counts its weight, whatever its length."""
@@ -99,16 +103,19 @@ class StreamTask:
 
     def build(self) -> nn.Module:
         """A fresh trainable module; `lower` becomes the frozen part, if any."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[StreamGuard, StreamModule]:
+        """The whole guard, and what is trained of it (its own modules)."""
         guard = self.whole()
-        full_names = {id(parameter): name for name, parameter in guard.named_parameters()}
         upper: Any = guard.model
         if self.config.train_layers is not None:
             freeze_below(guard.model, self.config.train_layers)
             halves = cut(guard.model, self.config.train_layers)
             self.lower, upper = halves.lower, halves.upper
-        module = StreamModule(guard, upper)
-        self.names = {name: full_names[id(parameter)] for name, parameter in module.named_parameters()}
-        return module
+        if self.config.lora_rank:
+            add_adapters(upper, self.config.lora_rank, self.config.seed)
+        return guard, StreamModule(guard, upper)
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Summed loss of a batch: Lq + Lr per sample, times its weight."""
@@ -123,7 +130,9 @@ class StreamTask:
 
     def save(self, state: State, folder: Path) -> None:
         """Writes the guard (published layout for Qwen3, else ours) and its tokenizer."""
-        guard = self.whole()
-        guard.load_state_dict({self.names[name]: tensor for name, tensor in state.items()}, strict=False)
+        guard, module = self._parts()
+        module.load_state_dict(state, strict=False)
+        if self.config.lora_rank:
+            merge_adapters(module.upper)
         guard.save_guard(folder)
         save_tokenizer(self.tokenizer, folder)

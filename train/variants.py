@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from train.batches import PackedBatches
+from train.curves import reporter
 from train.fit import fit
 from train.gen import GenTask
 from train.stream_task import StreamTask
@@ -33,7 +34,6 @@ def train_variants(
     variants: dict[str, Sequence[Any]],
     folder: Path,
     provenance: dict[str, Any],
-    on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> None:
     """Trains every variant and writes `folder/<name>`; all workers of the process group call it.
 
@@ -55,8 +55,14 @@ def train_variants(
                 features = Features(folder / "features.f32", every, task.lower.config.hidden_size)
                 _fill(features, task)
             _connect(batches, features, task)
+        curves = task.config.curves if dist.get_rank() == 0 else ""
         result = fit(
-            partial(_same, module), batches, task.loss, task.config, folder / f"{name}.resume", on_step
+            partial(_same, module),
+            batches,
+            task.loss,
+            task.config,
+            folder / f"{name}.resume",
+            reporter(curves, folder / "curves" / name),
         )
         if dist.get_rank() == 0:
             left_out = len(examples) - len(kept)

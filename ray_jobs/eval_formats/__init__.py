@@ -16,6 +16,7 @@ from typing import Any
 
 from ray_jobs.eval_formats import prompts, responses
 from ray_jobs.eval_formats.columns import Columns, plain
+from ray_jobs.eval_formats.hub import local
 from ray_jobs.eval_formats.raw import raw_rows
 from ray_jobs.eval_formats.responses import Decode
 from ray_jobs.eval_formats.row import EvalRow
@@ -59,14 +60,15 @@ def read_file(
     policy: Policy | None = None,
     decode: Decode | None = None,
 ) -> Read:
-    """All labelled texts of a file. `columns`, `policy` (default: safety) are for plain files, `decode` Qwen3GuardTest.
+    """All labelled texts of a file, or of one on the hub (hub.py).
 
-    BadInput, in one sentence with file, row and column, for a file or a value that is not what the format says.
+    `columns`, `policy` (default: safety) are for plain files, `decode` Qwen3GuardTest. BadInput, in one sentence
+    with file, row and column, for a file or a value that is not what the format says.
     """
     read = _reader(path, format, columns or Columns(), policy, decode)
     rows: list[EvalRow] = []
     left_out: Counter[str] = Counter()
-    for number, raw in enumerate(raw_rows(path), 1):
+    for number, raw in enumerate(raw_rows(local(path)), 1):
         told = read(raw, f"{path}, row {number}")
         if isinstance(told, str):
             left_out[told] += 1
@@ -92,7 +94,7 @@ def _reader(path: str, format: str, columns: Columns, policy: Policy | None, dec
 
 def _questions(path: str) -> dict[str, str]:
     """GPTFuzz's question_list.csv (`index`, `text`), which lies beside its responses."""
-    beside = Path(path).with_name("question_list.csv")
+    beside = Path(local(path)).with_name("question_list.csv")
     if not beside.is_file():
         raise BadInput(f"{path}: its questions are missing, there is no {beside}")
     return {str(row.get("index")): str(row.get("text") or "") for row in raw_rows(str(beside))}

@@ -1,8 +1,8 @@
 """The OpenAI chat format through the gate: chunks of an upstream answer in, what may pass out.
 
-Thinking text and answer are one assistant turn for the guard, laid out as in training. A stopped choice ends with
-`finish_reason: "content_filter"` and a field `guardmill` that says why. What could carry text past the guard is
-refused: tool calls, audio, log-probabilities, parts of messages that are not text.
+Thinking text and answer are judged apart, each by itself after the prompt, as the guard was trained. A stopped choice
+ends with `finish_reason: "content_filter"` and a field `guardmill` that says why. What could carry text past the guard
+is refused: tool calls, audio, log-probabilities, parts of messages that are not text.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Choice:
         self.gate = Gate(session)
         self.finished = False
         self._spans: list[tuple[int, str]] = []  # ends in the guard's text, and the field each span came in
-        self._thinking = False
+        self._thinking: bool | None = None
 
     async def delta(self, delta: Chunk, finish: str | None) -> Chunk | None:
         """The choice's part of the chunk to send, None for none. Text comes out by the field it came in."""
@@ -82,14 +82,18 @@ class Choice:
 
     def _ended(self, out: Chunk) -> Chunk:
         self.finished = True
-        return {"delta": out, "finish_reason": "content_filter", "guardmill": self.gate.stopped}
+        why = {**(self.gate.stopped or {}), "part": "thinking" if self._thinking else "answer"}
+        return {"delta": out, "finish_reason": "content_filter", "guardmill": why}
 
     async def _push(self, field: str, text: str) -> Chunk:
         out: Chunk = {}
         thinking = field in THINKING
-        if thinking != self._thinking:
-            self._thinking = thinking
-            self._add(out, await self._through("", "<think>" if thinking else "</think>\n"))
+        if self._thinking not in (None, thinking):
+            self._add(out, self._fields(await self.gate.end()))
+            if self.gate.stopped:
+                return out
+            self.gate, self._spans = Gate(self.gate.session.again()), []
+        self._thinking = thinking
         self._add(out, await self._through(field, text))
         return out
 
@@ -105,7 +109,7 @@ class Choice:
         out: Chunk = {}
         for stop, field in self._spans:
             a, b = max(begin, start), min(stop, end)
-            if field and a < b:
+            if a < b:
                 out[field] = out.get(field, "") + released[a - start : b - start]
             begin = stop
         self._spans = [span for span in self._spans if span[0] > end]

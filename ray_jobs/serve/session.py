@@ -69,6 +69,12 @@ class Session:
         """The answer is complete."""
         return await self._judged(self.text.end())
 
+    def again(self) -> Session:
+        """Begins another text in the place of the one before, after the same prompt."""
+        self.state.roll_back(len(self.verdicts))
+        self.text, self.debounce, self.verdicts = TextStream(self.tokenizer), Debounce(self.rule.run), []
+        return self
+
     @property
     def onset(self) -> int | None:
         """The token from which the answer is flagged."""

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ray_jobs.commands_evaluate import add_evaluate, system_names
 from ray_jobs.engine.calls import Completion, Failure
 from ray_jobs.eval_formats import EvalRow
+from ray_jobs.eval_page import summary
 from ray_jobs.file_guards import Judgement, gen_judgement, read_checkpoint, stream_judgement, with_answer
 from ray_jobs.file_scores import System, sampled, score_file
 from ray_jobs.stream_guard import label_maps
@@ -223,6 +224,46 @@ def test_the_table_for_people_names_the_draw(guards, data, capsys):
     assert "2 of 3 texts drawn with seed 5; left out: 1 (the text carries no label)" in page
     assert "the policy safety is not the one it was trained on" in page
     assert page.count("strict") == 1 and page.count("loose") == 1
+
+
+def test_two_files_make_a_table_as_in_papers_and_a_page_of_charts(guards, data, tmp_path, capsys):
+    gen, stream = guards
+    other = tmp_path / "<i>other.csv"
+    other.write_text("prompt,label\nhow to bake,safe\nhow to pick,unsafe\n")
+    page = tmp_path / "page.html"
+    run(
+        gen,
+        data,
+        str(other),
+        "--against",
+        stream,
+        "--device",
+        "cpu",
+        "--resamples",
+        "20",
+        "--page",
+        str(page),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("F1 strict / loose")]
+    assert lines[at].split("  ")[1:] and [line.split()[0] for line in lines[at + 1 :]] == ["gen", "stream"]
+    assert "mine prompt" in lines[at] and lines[at].endswith("mean")
+    html = page.read_text()
+    assert html.count("<svg") == 4 and "&lt;i&gt;other prompt" in html and "<i>" not in html
+    assert "default-src &#39;none&#39;" in html and "how to bake" not in html
+
+
+def test_strict_comes_before_loose_in_the_summary():
+    scores = [
+        {"system": "a", "side": "prompt", "reading": reading, "f1": value}
+        for reading, value in (("loose", 0.25), ("strict", 0.75))
+    ]
+    files = [{"file": "x/one.csv", "format": "plain", "scores": scores}]
+    assert summary({"files": files, "systems": [{"system": "a"}, {"system": "b"}]}) == [
+        ["F1 strict / loose", "one prompt", "mean"],
+        ["a", "0.750 / 0.250", "0.750 / 0.250"],
+        ["b", "-", "-"],
+    ]
 
 
 def test_streamed_onsets_and_written_refusals_reach_the_tables(guards, tmp_path, capsys):

@@ -360,6 +360,10 @@ def test_thinking_text_is_judged_too_and_keeps_its_field(guard, serving):
     assert (content(events, 0, "reasoning_content"), content(events)) == ("the dog walks", "a kite")
     _, events, _ = run(chat(serving, guard, Upstream([said("reasoning_content", "go ## "), *good])))
     assert content(events, 0, "reasoning_content") == "go " and content(events) == ""
+    assert events[-2]["choices"][0]["guardmill"]["part"] == "thinking"
+    bad = [said("reasoning_content", "the dog #"), said("content", "# a kite ## b"), end]
+    _, events, _ = run(chat(serving, guard, Upstream(bad)))
+    assert (content(events, 0, "reasoning_content"), content(events)) == ("the dog #", "# a kite ")
 
 
 def test_an_answer_in_one_piece_is_cut_where_it_is_flagged(guard, serving):

@@ -133,6 +133,7 @@ def test_wrong_use_is_one_sentence_before_anything_starts(serving, tmp_path, cap
     from ray_jobs.cli import main
 
     folder = serving.saved_guard(tmp_path / "guard")
+    capsys.readouterr()
     assert main(["serve", str(folder), "--port", str(free_port()), *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from synth.errors import BadInput
 from train.batches import PackedBatches, class_weights, held_out_groups
 from train.control import shuffled_gen, shuffled_stream
-from train.data import GenExample, StreamExample
+from train.curves import check_place
+from train.data import GenExample, StreamExample, check_classes
 from train.fit_config import GenConfig, StreamConfig
 from train.gen import GenTask
 from train.stream_score import load_guard
@@ -160,6 +161,33 @@ def test_stream_learns_frozen_partly_and_fully_and_reloads(llama, tmp_path, trai
     assert "<|im_start|>" in tokenizer.chat_template
 
 
+@pytest.mark.parametrize(("guard", "zero_stage"), [("gen", 2), ("gen", 3), ("stream", 2)])
+def test_adapters_learn_and_are_merged_into_an_ordinary_checkpoint(llama, tmp_path, guard, zero_stage):
+    changes = {
+        "lora_rank": 2,
+        "lr": 0.03,
+        "zero_stage": zero_stage,
+        "train_layers": 2 if zero_stage == 3 else None,
+    }
+    if guard == "gen":
+        task, examples = GenTask(gen_config(llama, **changes)), gen_examples()
+    else:
+        task, examples = StreamTask(stream_config(llama, **changes)), stream_examples()
+    about = train(task, {"guard": examples}, tmp_path)
+    assert about["losses"][-1] < 0.7 * about["losses"][0]
+    before, after = (load_file(f / "model.safetensors") for f in (llama, tmp_path / "guard"))
+    assert not [name for name in after if "lora" in name]
+    changed = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    layers = (1, 2) if zero_stage == 3 else (0, 1, 2)
+    assert len(changed) == 7 * len(layers) and all(int(name.split(".")[2]) in layers for name in changed)
+    assert all(torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2 for name in changed)
+
+
+def test_an_adapter_without_a_layer_to_sit_on_is_refused(llama):
+    with pytest.raises(BadInput, match="adapters need layers"):
+        StreamTask(stream_config(llama, lora_rank=2, train_layers=0))
+
+
 def test_cached_features_give_the_curve_of_running_the_whole_model(llama, tmp_path):
     cached = train(GenTask(gen_config(llama, train_layers=2)), {"guard": gen_examples()}, tmp_path / "cached")
     uncached = train(
@@ -293,6 +321,35 @@ def test_examples_longer_than_the_limit_are_left_out_and_counted(llama, tmp_path
         tmp_path / "short",
     )
     assert about["metrics"]["left_out"] == 1
+
+
+def test_rows_longer_than_the_backbones_context_are_left_out_or_cut(llama, tmp_path):
+    words = " ".join(WORDS * 30)
+    long = replace(gen_examples(2)[0], prompt=words)
+    assert GenTask(gen_config(llama, max_length=4096)).encode([long, gen_examples(2)[1]])[1] == [1]
+    answer = replace(stream_examples(2)[1], response=words)
+    (sample,), kept = StreamTask(stream_config(llama, max_length=4096)).encode([answer])
+    assert (len(sample), kept) == (512, [0])
+
+
+def test_curves_go_to_tensorboard_when_asked(llama, tmp_path):
+    about = train(GenTask(gen_config(llama, curves="tensorboard")), {"guard": gen_examples()}, tmp_path)
+    (events,) = (tmp_path / "curves" / "guard").glob("events.*")
+    told = events.read_bytes()
+    assert told.count(b"eval_loss") == 3 and told.count(b"loss") == len(about["losses"]) + 2 * 3
+
+
+def test_curves_go_nowhere_else():
+    with pytest.raises(BadInput, match="tensorboard or wandb, not to 'paper'"):
+        check_place("paper")
+
+
+def test_examples_of_one_class_are_refused():
+    for examples in ([e for e in gen_examples() if "Unsafe" not in e.answer], stream_examples()[1:3]):
+        with pytest.raises(BadInput, match=r"all \d+ examples say 'Safe|all \d+ examples say 'Safety: Safe'"):
+            check_classes(examples)
+    check_classes(gen_examples())
+    check_classes(stream_examples())
 
 
 def test_a_backbone_without_chat_markers_is_refused(llama, tmp_path):

@@ -142,6 +142,14 @@ def test_wrong_calls_are_refused_in_one_sentence(guard, ids, role, sentence):
         stream_moderate_from_ids(guard, ids, role)
 
 
+def test_a_stream_longer_than_the_context_is_refused_and_stays_as_it_was(guard):
+    _, state = stream_moderate_from_ids(guard, some_ids(500), "user")
+    with pytest.raises(BadInput, match="would have 513 tokens, the guard's context 512"):
+        stream_moderate_from_ids(guard, some_ids(13), "assistant", state)
+    assert state.length == 500
+    stream_moderate_from_ids(guard, some_ids(12), "assistant", state)
+
+
 def test_more_tokens_than_there_are_cannot_be_taken_back(guard):
     _, state = stream_moderate_from_ids(guard, [1, 2], "user")
     with pytest.raises(BadInput, match="take back 3 tokens of a stream of 2"):
