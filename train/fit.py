@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from train.best import Best
 from train.deepspeed_engine import State, full_state, micro_steps, newest, resume, save, start
 from train.fit_config import FitConfig
 from train.weave import Batch
@@ -96,23 +97,23 @@ class _Loop:
 
     def run(self, plan: Sequence[Sequence[Sequence[Sequence[int]]]], done: int) -> tuple[float, State | None]:
         """All epochs but the `done` steps; the best held-out loss and its weights, where they are asked for."""
-        best: tuple[float, State | None] = (math.inf, None)
-        first, worse = 0, 0
+        best = Best(self.folder if self.config.checkpoint_steps else None, done, self.history)
+        first = 0
         for epoch, steps in enumerate(plan):
             for step, rows in enumerate(steps[max(0, done - first) :], max(first, done)):
                 self.step(step, epoch, rows)
             first += len(steps)
-            held = None if first <= done else self.held_out_loss()
+            held = None if first < done else self.held_out_loss()
             if held is None:
                 continue
             self.history[-1]["eval_loss"] = held
             if self.on_step and dist.get_rank() == 0:
                 self.on_step(self.history[-1])
-            if self.config.patience and held < best[0]:
-                best, worse = (held, full_state(self.engine)), 0
-            elif self.config.patience and (worse := worse + 1) >= self.config.patience:
-                break
-        return best
+            if self.config.patience:
+                best.see(held, int(self.history[-1]["step"]), lambda: full_state(self.engine))
+                if best.worse >= self.config.patience:
+                    break
+        return best.loss, best.state
 
     def step(self, step: int, epoch: int, rows: Sequence[Sequence[int]]) -> None:
         """One optimizer step over the rows of all workers, and what is due after it."""

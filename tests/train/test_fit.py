@@ -276,6 +276,32 @@ def test_early_stopping_keeps_the_best_epoch(llama, tmp_path):
     assert about["metrics"]["eval_loss"] == pytest.approx(min(held))
 
 
+def test_a_killed_training_still_knows_its_best_epoch(llama, tmp_path):
+    config = gen_config(llama, epochs=12, lr=0.2, patience=3, eval_share=0.4, checkpoint_steps=1)
+    undisturbed = train(GenTask(config), {"guard": gen_examples()}, tmp_path / "a")
+    steps = len(undisturbed["losses"])
+
+    class Late(GenTask):
+        """Dies in its last step but one, when the best epoch lies behind it."""
+
+        steps = 0
+
+        def loss(self, module, batch):
+            self.steps += module.training
+            if self.steps == steps - 1:
+                raise Killed
+            return super().loss(module, batch)
+
+    with pytest.raises(Killed):
+        train(Late(config), {"guard": gen_examples()}, tmp_path / "b")
+    assert (tmp_path / "b" / "guard.resume" / "best.json").is_file()
+    resumed = train(GenTask(config), {"guard": gen_examples()}, tmp_path / "b")
+    assert resumed["losses"] == pytest.approx(undisturbed["losses"], rel=1e-4)
+    assert resumed["metrics"]["eval_loss"] == pytest.approx(undisturbed["metrics"]["eval_loss"], rel=1e-4)
+    a, b = (load_file(tmp_path / name / "guard" / "model.safetensors") for name in "ab")
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
 def test_held_out_groups_are_whole_and_never_all():
     groups = [f"g{i // 3}" for i in range(30)]
     held = held_out_groups(groups, 0.2, 0)
