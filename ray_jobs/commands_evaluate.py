@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, Read, read_file
-from ray_jobs.eval_page import page, summary
 from ray_jobs.file_guards import Checkpoint, judge, read_checkpoint
 from ray_jobs.file_scores import System, sampled, score_file
 from synth.errors import BadInput
@@ -80,6 +79,8 @@ def evaluate_files(options: argparse.Namespace) -> None:
         tables = score_file(rows, systems, options.resamples, options.seed)
         result["files"].append(about | {"left_out": dict(read.left_out)} | tables)
     if options.page:
+        from ray_jobs.eval_page import page
+
         Path(options.page).write_text(page(result), encoding="utf-8")
     print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else "\n".join(pages(result)))
 
@@ -172,6 +173,8 @@ def pages(result: dict[str, Any]) -> Iterator[str]:
         for failed in file["failed"]:
             yield f"{failed['system']}: {failed['rows']} not judged, or not wholly: {failed['reason']}"
     if len(result["files"]) > 1:
+        from ray_jobs.eval_page import summary
+
         yield ""
         yield from aligned(summary(result))
 

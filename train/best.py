@@ -1,7 +1,7 @@
 """The weights with the lowest held-out loss so far, kept across a kill beside the resumable checkpoints.
 
-`best.json` is written last and says of which step the weights are. A run that resumes before that step meets it again,
-with the same numbers, and so forgets it; what came after the best is read from the resumed curve.
+`best.json` is written last and says of which step the weights are. A run that resumes at or before that step meets it
+again, with the same numbers, and so forgets it; what came after the best is read from the resumed curve.
 """
 
 import json
@@ -27,7 +27,7 @@ class Best:
         if not (done and folder and about and about.is_file()):
             return
         told = json.loads(about.read_text(encoding="utf-8"))
-        if told["step"] < done:
+        if told["step"] + 1 < done:
             self.loss = told["loss"]
             self.state = load_file(folder / "best.safetensors") if dist.get_rank() == 0 else {}
             self.worse = sum(entry["step"] > told["step"] for entry in history if "eval_loss" in entry)

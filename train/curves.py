@@ -1,6 +1,7 @@
 """Training curves in TensorBoard or Weights & Biases, for who wants them there; history.jsonl has them in any case."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,26 @@ def check_place(place: str) -> None:
         raise BadInput(f"{place} is not installed: pip install {problem.name}") from None
 
 
-def reporter(place: str, folder: Path) -> Callable[[Entry], None] | None:
-    """What is called with every step's figures; logs lie in `folder`."""
+@contextmanager
+def reporter(place: str, folder: Path) -> Iterator[Callable[[Entry], None] | None]:
+    """What is called with every step's figures, None for no place; logs lie in `folder`, whole at the end."""
     if not place:
-        return None
+        yield None
+        return
     check_place(place)
     folder.mkdir(parents=True, exist_ok=True)
     if place == "tensorboard":
         from tensorboardX import SummaryWriter
 
-        writer: Any = SummaryWriter(str(folder))
+        with SummaryWriter(str(folder)) as writer:
+            yield lambda entry: _scalars(writer, entry)
+    else:
+        import wandb
 
-        def write(entry: Entry) -> None:
-            for name in entry.keys() - set(NUMBERED):
-                writer.add_scalar(name, entry[name], int(entry["step"]))
-            writer.flush()
+        with wandb.init(project="guardmill", name=folder.name, dir=str(folder)) as run:
+            yield lambda entry: run.log(dict(entry), step=int(entry["step"]))
 
-        return write
-    import wandb
 
-    run: Any = wandb.init(project="guardmill", name=folder.name, dir=str(folder))
-    return lambda entry: run.log(dict(entry), step=int(entry["step"]))
+def _scalars(writer: Any, entry: Entry) -> None:
+    for name in sorted(entry.keys() - set(NUMBERED)):
+        writer.add_scalar(name, entry[name], int(entry["step"]))

@@ -56,14 +56,9 @@ def train_variants(
                 _fill(features, task)
             _connect(batches, features, task)
         curves = task.config.curves if dist.get_rank() == 0 else ""
-        result = fit(
-            partial(_same, module),
-            batches,
-            task.loss,
-            task.config,
-            folder / f"{name}.resume",
-            reporter(curves, folder / "curves" / name),
-        )
+        resumable = folder / f"{name}.resume"
+        with reporter(curves, folder / "curves" / name) as log:
+            result = fit(partial(_same, module), batches, task.loss, task.config, resumable, log)
         if dist.get_rank() == 0:
             left_out = len(examples) - len(kept)
             counts = {"examples": len(chosen), "held_out": len(batches.held_samples), "left_out": left_out}

@@ -338,7 +338,7 @@ def test_dealing_out_moves_an_onset_with_its_label():
 
 
 def test_examples_longer_than_the_limit_are_left_out_and_counted(llama, tmp_path):
-    long = GenExample("long", "long", "the old dog " * 200, "Safety: Safe\nCategories: None")
+    long = GenExample("long", "long", "the old dog " * 60, "Safety: Safe\nCategories: None")
     about = train(GenTask(gen_config(llama, epochs=1)), {"guard": [*gen_examples(8), long]}, tmp_path)
     assert about["metrics"]["left_out"] == 0
     about = train(
