@@ -56,22 +56,26 @@ def onset(flagged: Sequence[bool], run: int = 2) -> int | None:
 
 @dataclass
 class Debounce:
-    """The same, fed token by token: `push` says whether the response is flagged by now."""
+    """The same, fed token by token: `push` says whether the response is flagged by now, at a cost that does not grow.
+
+    `onset` is the index, within the response, of the token from which it is flagged.
+    """
 
     run: int = 2
     seen: list[bool] = field(default_factory=list)
+    onset: int | None = None
 
     def push(self, flagged: Sequence[bool]) -> bool:
         """Takes the flags of the next tokens of a response."""
-        self.seen += flagged
+        for flag in flagged:
+            self.seen.append(flag)
+            if self.onset is None and len(self.seen) >= self.run and all(self.seen[-self.run :]):
+                self.onset = len(self.seen) - 1
         return self.onset is not None
 
     def roll_back(self, tokens: int) -> None:
         """Forgets the last tokens."""
         if tokens:
             del self.seen[-tokens:]
-
-    @property
-    def onset(self) -> int | None:
-        """Index, within the response, of the token from which it is flagged."""
-        return onset(self.seen, self.run)
+        if self.onset is not None and self.onset >= len(self.seen):
+            self.onset = None

@@ -66,3 +66,18 @@ def test_a_roll_back_takes_flags_back():
     debounce.roll_back(1)
     assert debounce.onset is None
     assert not debounce.push([False, True])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.booleans(), max_size=5) | st.integers(0, 6), max_size=12), st.integers(1, 3))
+def test_after_pushes_and_roll_backs_the_onset_is_that_of_what_is_left(steps, run):
+    debounce, left = Debounce(run), []
+    for step in steps:
+        if isinstance(step, list):
+            debounce.push(step)
+            left += step
+        else:
+            back = min(step, len(left))
+            debounce.roll_back(back)
+            left = left[: len(left) - back]
+        assert debounce.onset == onset(left, run) and debounce.seen == left
