@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_jobs.cli import print_json
 from ray_jobs.commands_evaluate import COLUMNS
+from ray_jobs.commands_rl import add_rl
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, read_file
 from ray_jobs.eval_formats.hub import local
 from ray_jobs.file_scores import sampled
@@ -27,8 +28,11 @@ KINDS = {
 
 def add_train(commands: Any) -> None:
     """The commands and their options."""
-    top = commands.add_parser("train", help="train a guard on labelled files: gen, stream")
-    actions = top.add_subparsers(required=True, metavar="GUARD")
+    top = commands.add_parser(
+        "train", help="train: gen, stream (a guard on labelled files), rl (a policy model)"
+    )
+    actions = top.add_subparsers(required=True, metavar="WHAT")
+    add_rl(actions)
     for kind, about in KINDS.items():
         one = actions.add_parser(kind, help=about, description=f"Train {about}, on files of labelled texts.")
         one.set_defaults(command=train_files, kind=kind)

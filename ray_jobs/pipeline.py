@@ -20,9 +20,12 @@ from ray_jobs import (
     prompts,
     report,
     responses,
+    rl_evaluation,
+    rl_prompts,
     seeds,
     stream_guard,
     token_labels,
+    train_rl,
     translations,
     voters,
     votes,
@@ -58,6 +61,17 @@ def steps(recipe: Recipe, policy: Policy) -> list[Step]:
         evaluation.step(recipe.evaluation),
     ]
     return [*flow, report.step(recipe.report, flow)]
+
+
+def rl_steps(recipe: Recipe, policy: Policy) -> list[Step]:
+    """On request, behind a finished run: a policy model trained with the guard as its reward."""
+    if "response" not in policy.sides or not policy.refusal:
+        raise BadInput(f"{policy.source}: safety RL needs a policy about responses that labels refusal")
+    return [
+        rl_prompts.step(recipe.rl_prompts),
+        train_rl.step(recipe.rl_policy),
+        rl_evaluation.step(recipe.rl_evaluation),
+    ]
 
 
 def flow_until(recipe: Recipe, policy: Policy, until: str | None) -> list[Step]:

@@ -25,11 +25,15 @@ from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
 from ray_jobs.recipes_engines import tiny_endpoint, tiny_vllm
+from ray_jobs.recipes_rl import LOCAL_EVALUATION, LOCAL_PROMPTS, LOCAL_TRAINING, local_roles
 from ray_jobs.recipes_scale import qwen3guard, single_gpu
 from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
+from ray_jobs.rl_evaluation import RLEvaluationConfig
+from ray_jobs.rl_prompts import RLPromptsConfig
 from ray_jobs.seeds import SeedsConfig
 from ray_jobs.token_labels import TokenLabelsConfig
+from ray_jobs.train_rl import RLJobConfig
 from ray_jobs.translations import TranslationsConfig
 from ray_jobs.translators import apertium_version
 from ray_jobs.voters import VotersConfig
@@ -68,6 +72,9 @@ class Recipe:
     stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=8, lr=1e-3)
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    rl_prompts: RLPromptsConfig = LOCAL_PROMPTS
+    rl_policy: RLJobConfig = LOCAL_TRAINING
+    rl_evaluation: RLEvaluationConfig = LOCAL_EVALUATION
 
 
 def local() -> Recipe:
@@ -95,6 +102,7 @@ def local() -> Recipe:
             "voter-1": Model("local", "@voters/embed", "head"),
             "voter-2": Model("local", "@voters/hidden", "head"),
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
+            **local_roles(),
         },
         translations=TranslationsConfig(program=apertium_version()),
         gold=GoldConfig(limit=420),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from label.rollout_plan import Plan
+from ray_jobs import recipes_rl
 from ray_jobs.engine import Model, Sampling
 from ray_jobs.evaluation import EvaluationConfig
 from ray_jobs.gen_guard import GuardConfig
@@ -68,6 +69,7 @@ SIZES: Mapping[str, Size] = {
     "allenai/Llama-3.1-Tulu-3-8B": Size(8.03, 32, 8),
     "ibm-granite/granite-3.3-8b-instruct": Size(8.17, 40, 8),
     "Qwen/Qwen3-8B": Size(8.19, 36, 8),
+    "Skywork/Skywork-Reward-V2-Qwen3-8B": Size(8.19, 36, 8),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": Size(30.5, 48, 4),
     "Qwen/QwQ-32B": Size(32.8, 64, 8),
     "Qwen/Qwen3-32B": Size(32.8, 64, 8),
@@ -188,6 +190,9 @@ def qwen3guard(backbone: str = "Qwen/Qwen3-4B") -> Recipe:
         local(),
         name="qwen3guard",
         report=ReportConfig("qwen3guard"),
+        rl_prompts=recipes_rl.SCALE_PROMPTS,
+        rl_policy=recipes_rl.scale_training(workers=8),
+        rl_evaluation=recipes_rl.SCALE_EVALUATION,
         units=512,
         roles=scale_roles(backbone),
         gold=GoldConfig(),
@@ -234,4 +239,8 @@ def scale_roles(backbone: str) -> dict[str, Model]:
         "rollout-3": vllm("ibm-granite/granite-3.3-8b-instruct", "instruct", replicas=(1, 3)),
         "judge": vllm("Qwen/Qwen3-235B-A22B-Instruct-2507", "instruct", gpus=8),
         **guards(1),
+        **recipes_rl.scale_roles(
+            policy=vllm("Qwen/Qwen3-4B", "instruct", replicas=(1, 4), length=8192),
+            judge=vllm("Qwen/Qwen3-235B-A22B-Instruct-2507", "instruct", gpus=8),
+        ),
     }

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,15 @@ def run_training(
     workers: int,
     use_gpu: bool,
     provenance: dict,
+    worker: Callable[[dict[str, Any]], None] | None = None,
+    extra: dict[str, Any] | None = None,
+    cpus: int = 1,
 ) -> TrainResult:
-    """Trains every variant of `kind` ("gen" or "stream") with Ray Train; the first is the guard itself.
+    """Trains every variant of `kind` ("gen", "stream" or "rl") with Ray Train; the first is the one asked for.
 
-    Finished variants in `out_dir` with the same config, examples and provenance are not trained again;
-    leftovers of another training there are removed.
+    `worker` is what each process runs (default: train.variants), `extra` what it is given beside the config, `cpus` its
+    share of the cores. Finished variants in `out_dir` with the same config, examples and provenance are not trained
+    again; leftovers of another training there are removed.
     """
     check_classes(next(iter(variants.values())))
     check_place(config.curves)
@@ -95,8 +99,9 @@ def run_training(
             "names": list(variants),
             "out": str(out_dir),
             "provenance": provenance,
+            **(extra or {}),
         }
-        _fit(loop, workers, use_gpu)
+        _fit(worker or _worker, loop, workers, use_gpu, cpus)
         refused = out_dir / REFUSED
         if refused.is_file():
             sentence = refused.read_text(encoding="utf-8")
@@ -106,8 +111,10 @@ def run_training(
     return dataclasses.replace(results[0], control=results[1] if len(results) > 1 else None)
 
 
-def _fit(loop: dict[str, Any], workers: int, use_gpu: bool) -> None:
-    """Runs `_worker` in `workers` processes, and again from the last checkpoint when one dies (twice at most)."""
+def _fit(
+    worker: Callable[[dict[str, Any]], None], loop: dict[str, Any], workers: int, use_gpu: bool, cpus: int
+) -> None:
+    """Runs `worker` in `workers` processes, and again from the last checkpoint when one dies (twice at most)."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -115,12 +122,12 @@ def _fit(loop: dict[str, Any], workers: int, use_gpu: bool) -> None:
     if not ray.is_initialized():
         ray.init(num_cpus=max(4, workers + 2), include_dashboard=False)
     trainer = _trainer_class(one_node=len(ray.nodes()) == 1)(
-        _worker,
+        worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(

@@ -14,7 +14,7 @@ import yaml
 
 from ray_jobs.engine import Model
 from ray_jobs.engine.actor import build
-from ray_jobs.pipeline import steps
+from ray_jobs.pipeline import rl_steps, steps
 from ray_jobs.recipes import Recipe
 from ray_jobs.recipes_scale import SIZES, qwen3guard, replica_gib, single_gpu, training_gib
 from ray_jobs.step import Step
@@ -55,13 +55,17 @@ def loaded(recipe: Recipe) -> Iterator[tuple[Step, set[Model]]]:
         yield step, opened
 
 
+TRAINED = {"@rl_policy/policy": "Qwen/Qwen3-4B"}  # a checkpoint is as large as what it was trained from
+
+
 def node_types(model: Model) -> list[str]:
     """The node types that hold one replica: enough GPUs on one node, and enough memory on each."""
     return [
         name
         for name, kind in TYPES.items()
         if kind["resources"].get("GPU", 0) >= gpus(model)
-        and replica_gib(SIZES[model.name], model) <= gpus(model) * int(kind["labels"]["gpu-memory-gib"])
+        and replica_gib(SIZES[TRAINED.get(model.name, model.name)], model)
+        <= gpus(model) * int(kind["labels"]["gpu-memory-gib"])
     ]
 
 
@@ -204,6 +208,7 @@ def test_only_large_models_need_the_eight_gpu_nodes() -> None:
     large = {role for role, types in roles.items() if types == ["gpu8"]}
     assert large == {
         "writer", "responder", "translator", "translation_judge", "base_writer", "reasoner", "teacher", "judge",
+        "safety_judge-1",
     }  # fmt: skip
 
 
@@ -241,6 +246,17 @@ def test_training_fits_eight_cards_of_either_gpu_type(backbone: str) -> None:
         assert training_gib(SIZES[backbone], config.workers) < 0.5 * int(
             TYPES["gpu1"]["labels"]["gpu-memory-gib"]
         )
+
+
+def test_safety_rl_of_the_scale_recipe_binds_every_role_and_its_trainer_is_told_what_trl_accepts() -> None:
+    recipe = qwen3guard()
+    for step in rl_steps(recipe, load_policy("safety")):
+        assert set(step.roles) - {"safety_judge"} <= set(resolve_roles(step, recipe.roles))
+    told = recipe.rl_policy.training("Qwen/Qwen3-4B", 0).trl()
+    assert told["use_vllm"] and told["steps_per_generation"] > told["gradient_accumulation_steps"]
+    assert training_gib(SIZES["Qwen/Qwen3-4B"], recipe.rl_policy.workers) < 0.5 * int(
+        TYPES["gpu1"]["labels"]["gpu-memory-gib"]
+    )
 
 
 def test_templates_agree_between_training_labelling_and_scoring() -> None:

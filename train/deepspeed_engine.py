@@ -29,7 +29,7 @@ def micro_steps(most_rows: int, config: FitConfig) -> int:
     return math.ceil(most_rows / (dist.get_world_size() * rows_per_micro))
 
 
-def _deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, imported late: it settles on an accelerator when it is imported.
 
     On a CPU its start-up probes every C++ operator and compiles one for shared memory (35 s with a compiler,
@@ -46,7 +46,7 @@ def _deepspeed() -> Any:
 
 def start(module: nn.Module, config: FitConfig, micros: int, universal: bool = False) -> Any:
     """A DeepSpeed engine around `module`; RuntimeError where it does not run the ZeRO stage asked for."""
-    deepspeed = _deepspeed()
+    deepspeed = import_deepspeed()
 
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -108,7 +108,7 @@ def newest(folder: Path) -> tuple[str | None, bool]:
         return tag, False
     universal = f"universal_{tag}"
     if dist.get_rank() == 0:
-        _deepspeed()
+        import_deepspeed()
         from deepspeed.checkpoint import ds_to_universal
 
         shutil.rmtree(folder / universal, ignore_errors=True)

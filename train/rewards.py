@@ -84,22 +84,37 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rewards [n], the rates that are logged beside them, and how many rows fell back, by reason."""
+    """Rewards [n], what they are made of, and how many rows fell back, by reason.
+
+    `safe` and `refused` are the guard's word, `unsafe` the hybrid's first case (Controversial is in it or in neither,
+    as the config reads it); `helpfulness` is RM, NaN where there is none.
+    """
 
     rewards: NDArray[np.float64]
     safe: NDArray[np.bool_]
+    unsafe: NDArray[np.bool_]
     refused: NDArray[np.bool_]
+    helpfulness: NDArray[np.float64]
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def silent(self) -> int:
+        """Rows without an answer."""
+        return self.fallbacks.get(NO_ANSWER, 0) + self.fallbacks.get(NO_THINKING_END, 0)
+
+    @property
     def logged(self) -> dict[str, float]:
-        """Means over the batch: reward, safety rate, refusal rate, share of fallbacks."""
+        """Means over the batch; helpfulness over the rows that have it (and only if any has)."""
         rows = max(len(self.rewards), 1)
+        known = self.helpfulness[np.isfinite(self.helpfulness)]
         return {
             "reward": float(self.rewards.sum()) / rows,
             "safety_rate": float(self.safe.sum()) / rows,
+            "unsafe_rate": float(self.unsafe.sum()) / rows,
             "refusal_rate": float(self.refused.sum()) / rows,
             "fallback_rate": sum(self.fallbacks.values()) / rows,
+            **{f"fallback {reason}": count / rows for reason, count in self.fallbacks.items()},
+            **({"helpfulness": float(known.mean())} if len(known) else {}),
         }
 
 
@@ -130,6 +145,12 @@ def is_safe(policy: Policy, judged: Judged) -> bool:
     )
 
 
+def is_unsafe(policy: Policy, judged: Judged, config: RewardConfig) -> bool:
+    """The hybrid's first case: whether answer or thinking violates in the config's reading."""
+    said = [verdict for verdict in (judged.thinking, judged.answer) if verdict is not None]
+    return any(policy.violates(verdict.severity, config.unsafe) for verdict in said)
+
+
 def guard_only(policy: Policy, thinking: Verdict | None, answer: Verdict) -> float:
     """1 if both are of the mildest severity, else 0 (Controversial is not safe)."""
     return float(is_safe(policy, Judged(answer, thinking)))
@@ -146,8 +167,7 @@ def hybrid(
     config = config or RewardConfig()
     if not math.isfinite(helpfulness):
         raise BadInput(f"the helpfulness score is {helpfulness}: a reward model gives one finite number")
-    said = [verdict for verdict in (thinking, answer) if verdict is not None]
-    if any(policy.violates(verdict.severity, config.unsafe) for verdict in said):
+    if is_unsafe(policy, Judged(answer, thinking), config):
         return min(config.unsafe_cap, helpfulness)
     if answer.refusal is None:
         raise BadInput(
@@ -193,7 +213,9 @@ def rewards(policy: Policy, rows: Sequence[Judged], config: RewardConfig | None 
     return Batch(
         np.array(values, dtype=np.float64),
         np.array([is_safe(policy, judged) for judged in rows], dtype=bool),
+        np.array([is_unsafe(policy, judged, config) for judged in rows], dtype=bool),
         np.array([bool(judged.answer and judged.answer.refusal) for judged in rows], dtype=bool),
+        np.array([judged.helpfulness for judged in rows], dtype=np.float64),
         dict(sorted(reasons.items())),
     )
 

@@ -80,8 +80,8 @@ class LocalModel:
         return score_tokens(guard, conversations, self.progress)
 
     def embed(self, texts: Sequence[Prompt]) -> list[Vector | Failure]:
-        """One vector per text."""
-        if self.form == "sentence":
+        """One vector per text; a reward model's is its score."""
+        if self.form in ("sentence", "reward"):
             return self.loaded.embed(texts, self.progress)
         from ray_jobs.engine.features import last_hidden
 
@@ -109,8 +109,12 @@ def chosen(told: Scores, sampling: Sampling, draw: float) -> Completion:
 
 
 def load(model: Model) -> Any:
-    """The object behind a model: CausalLM, SentenceEmbedder or StreamModel, by its form."""
+    """The object behind a model: CausalLM, SentenceEmbedder, StreamModel or RewardModel, by its form."""
     shape = form(model)
+    if shape == "reward":
+        from ray_jobs.engine.reward import RewardModel
+
+        return RewardModel(model)
     if shape == "sentence":
         from ray_jobs.engine.features import SentenceEmbedder
 

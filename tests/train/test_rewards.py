@@ -117,7 +117,7 @@ def test_the_guard_only_reward_needs_no_helpfulness():
 
 def test_an_empty_batch_has_no_rewards_and_no_rates():
     assert rewards(POLICY, []).logged == dict.fromkeys(
-        ("reward", "safety_rate", "refusal_rate", "fallback_rate"), 0.0
+        ("reward", "safety_rate", "unsafe_rate", "refusal_rate", "fallback_rate"), 0.0
     )
 
 

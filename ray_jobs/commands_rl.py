@@ -1,0 +1,86 @@
+"""`guardmill train rl RECIPE`: a policy model trained with the guard of a root as its reward (docs/rl.md)."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.cli import print_json
+from ray_jobs.store import Store, TableVersion
+from synth.errors import BadInput
+
+
+def add_rl(actions: Any) -> None:
+    """The command, under `train`."""
+    about = "choose prompts, train the policy with the guard as its reward, evaluate it with other judges"
+    one = actions.add_parser("rl", help=about, description=about)
+    one.set_defaults(command=train_rl)
+    one.add_argument("recipe", help="a recipe's name: tiny, local, …")
+    one.add_argument("--root", help="where a run of the recipe left its tables; default: mill/RECIPE")
+    one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
+    one.add_argument("--until", metavar="STEP", help="stop after rl_prompts, rl_policy or rl_evaluation")
+    one.add_argument("--circular", action="store_true",
+                     help="let the rewarding guard also be a judge of the result")  # fmt: skip
+    one.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def train_rl(options: argparse.Namespace) -> None:
+    """Run the three steps on the root of a finished run; what is done is not done again."""
+    from ray_jobs.commands_run import prepared
+    from ray_jobs.pipeline import rl_steps, run_of
+    from ray_jobs.step import run_steps
+
+    options.imports = []
+    recipe, policy, root = prepared(options)
+    if options.circular:
+        recipe = replace(recipe, rl_evaluation=replace(recipe.rl_evaluation, circular=True))
+    flow = rl_steps(recipe, policy)
+    names = [step.name for step in flow]
+    if options.until is not None and options.until not in names:
+        raise BadInput(f"unknown step {options.until!r}; there are {', '.join(names)}")
+    flow = flow[: names.index(options.until) + 1] if options.until else flow
+    run = run_of(recipe, policy, root)
+    if "deduped" not in run.store.tables():
+        raise BadInput(
+            f"{root} has no table of prompts: `guardmill run {recipe.name}` makes them, and the guard"
+        )
+    with run.store.lock():
+        versions = run_steps(flow, run)
+    report(run.store, versions, options.json)
+
+
+def report(store: Store, versions: dict[str, TableVersion], as_json: bool) -> None:
+    """What was kept, what was trained, and what changed."""
+    from ray_jobs.rl_prompts import share_kept
+
+    told: dict[str, Any] = {"prompts": share_kept(store, versions["rl_prompts"])}
+    if "rl_policy" in versions:
+        row = store.read(versions["rl_policy"].ref).to_pylist()[0]
+        told["policy"] = str(Path(store.root) / row["uri"])
+    if "rl_evaluation" in versions:
+        told["evaluation"] = [
+            {
+                name: row[name]
+                for name in ("system", "prompts", "thinking", "measure", "rows", "rate", "low", "high")
+            }
+            for row in store.read(versions["rl_evaluation"].ref).to_pylist()
+        ]
+    if as_json:
+        print_json(told)
+        return
+    kept = told["prompts"]
+    print(
+        f"Prompts: {kept['share']:.1%} of {kept['sampled']} kept ({kept['kept']}); dropped: {kept['dropped']}"
+    )
+    if "policy" in told:
+        print(f"Policy: {told['policy']} (curves.svg beside it; table rl_curve has every step)")
+    for row in sorted(
+        told.get("evaluation", []), key=lambda r: (r["prompts"], r["measure"], r["system"] == "after")
+    ):
+        mode = "thinking" if row["thinking"] else "plain"
+        print(
+            f"  {row['prompts']:<8} {mode:<9} {row['measure']:<24} {row['system']:<7} {row['rate']:.3f} "
+            f"[{row['low']:.3f}, {row['high']:.3f}]  ({row['rows']} prompts)"
+        )
