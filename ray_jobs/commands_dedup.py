@@ -149,11 +149,10 @@ def report(
         print(json.dumps(counts | {"bands": bands.count, "rows_per_band": bands.rows, "curve": curve}))
         return
     print(
-        f"{counts['rows']} rows in, {counts['kept']} kept, {counts['removed']} near-duplicates "
-        f"({counts['exact_copies']} of them copies, {counts['repeated_ids']} repeated ids), "
-        f"{counts['near_evaluation']} near an evaluation set, "
-        f"{counts['conflicts']} pairs with conflicting labels; "
-        f"kept without words: {counts['empty']} ({counts['nulls']} null); not UTF-8: {counts['not_utf8']}",
+        f"{counts['rows']} rows in, {counts['kept']} kept, {counts['removed']} near-duplicates, "
+        f"{counts['near_evaluation']} near an evaluation set, {counts['conflicts']} pairs with conflicting labels\n"
+        f"of these {counts['exact_copies']} exact copies, {counts['repeated_ids']} repeated ids; kept although "
+        f"without words: {counts['empty']} ({counts['nulls']} null); not UTF-8: {counts['not_utf8']}",
         file=sys.stderr,
     )
     told = ", ".join(f"{share:.1%} at {s}" for s, share in curve.items())

@@ -343,8 +343,6 @@ def test_mixing_marks_the_foreign_words(tmp_path, capsys):
         ("gone.jsonl", (), "gone.jsonl: no such file"),
         ("in.jsonl", ("--text", "body"), "in.jsonl: no column 'body'; it has text, lang"),
         ("in.jsonl", ("--text", "lang", "--label", "mood"), "no column 'mood'"),
-        ("null.jsonl", (), "null.jsonl, row 2: column 'text' holds no text"),
-        ("blank.csv", (), "blank.csv, row 2: column 'text' holds no text"),
         ("in.jsonl", ("--against", "gone.csv"), "gone.csv: no such file"),
         ("in.jsonl", ("--duplicates", "dups.txt"), "dups.txt: unknown format '.txt'"),
         ("in.jsonl", ("--threshold", "7"), "threshold"),
@@ -353,8 +351,6 @@ def test_mixing_marks_the_foreign_words(tmp_path, capsys):
 def test_dedup_of_bad_input_writes_nothing(fails, tmp_path, monkeypatch, given, options, said):
     monkeypatch.chdir(tmp_path)
     jsonl(tmp_path / "in.jsonl", {"text": "a text", "lang": "en"})
-    jsonl(tmp_path / "null.jsonl", {"text": "a text"}, {"text": None})
-    (tmp_path / "blank.csv").write_text('text,lang\na text,en\n"  ",en\n')
     fails(
         2,
         said,
