@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from synth.errors import BadInput
+from synth.fence import fence
 from synth.policy import Policy
 from synth.templates import render
 
@@ -101,22 +102,35 @@ def _read_categories(listed: str, names: Mapping[str, str]) -> tuple[str, ...] |
     return None if None in found else tuple(dict.fromkeys(filter(None, found)))
 
 
-def render_conversation(conversation: Sequence[Mapping[str, str]]) -> str:
-    """The turns as 'USER: …' blocks separated by blank lines. BadInput for an unknown role or no turn."""
+def render_conversation(conversation: Sequence[Mapping[str, str]], fenced: bool = False) -> str:
+    """The turns as 'USER: …' blocks separated by blank lines. BadInput for an unknown role or no turn.
+
+    `fenced`: for a model that takes instructions, each turn's text between marks that it cannot close.
+    """
     if not conversation:
         raise BadInput("a conversation to moderate has no turn")
     for message in conversation:
         if message["role"] not in _ROLE_TITLES:
             raise BadInput(f"a role is one of {', '.join(_ROLE_TITLES)}, not '{message['role']}'")
-    return "\n\n".join(f"{_ROLE_TITLES[message['role']]}: {message['content']}" for message in conversation)
+    titles = [_ROLE_TITLES[message["role"]] for message in conversation]
+    texts = [message["content"] for message in conversation]
+    if not fenced:
+        return "\n\n".join(f"{title}: {text}" for title, text in zip(titles, texts, strict=True))
+    note, closed = fence(texts)
+    return "\n\n".join([note, *(f"{title}:\n{text}" for title, text in zip(titles, closed, strict=True))])
 
 
 def moderation_prompt(
-    policy: Policy, side: str, conversation: Sequence[Mapping[str, str]], template: str = "moderation_full"
+    policy: Policy,
+    side: str,
+    conversation: Sequence[Mapping[str, str]],
+    template: str = "moderation_full",
+    fenced: bool = False,
 ) -> str:
     """The instruction that asks for the verdict on the last turn, from a template of the policy.
 
-    BadInput for a side, role or template the policy lacks.
+    `fenced` for instruct models; our guards are trained on the plain form. BadInput for a side, role or
+    template the policy lacks.
     """
     _side_categories(policy, side)
-    return render(policy, template, side=side, conversation=render_conversation(conversation))
+    return render(policy, template, side=side, conversation=render_conversation(conversation, fenced))

@@ -133,10 +133,13 @@ def ask_in_words(
 ) -> list[dict[str, Any]]:
     """The whole verdict as a text, one call a row; an unreadable one is an abstention with its text kept."""
     policy, (role, _, template) = work.policy, voter.partition(":")
+    fenced = work.engines.get(role).model.kind != "gen_guard"
     prompts: list[Any] = []
     for row in rows:
         turns = conversation(side, row["prompt"], row["history"], row["response"], row["thinking"])
-        prompts.append([{"role": "user", "content": moderation_prompt(policy, side, turns, template)}])
+        prompts.append(
+            [{"role": "user", "content": moderation_prompt(policy, side, turns, template, fenced)}]
+        )
     seeds = [seed_for(work.seed, row["id"], 0) for row in rows]
     answers = work.engines.get(role).generate(prompts, ANSWER, seeds)
     ballots = []
@@ -189,7 +192,11 @@ def ask_question(
     for row in rows:
         turns = conversation(side, row["prompt"], row["history"], row["response"], row["thinking"])
         text = render(
-            work.policy, "voter", side=side, conversation=render_conversation(turns), question=question
+            work.policy,
+            "voter",
+            side=side,
+            conversation=render_conversation(turns, fenced=True),
+            question=question,
         )
         prompts.append([{"role": "user", "content": text}])
     return work.engines.get(role).score(prompts, [labels] * len(prompts))

@@ -16,8 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every failure that has a cause a user can act on is one sentence on stderr."""
     options = parser().parse_args(arguments)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    return exit_code(lambda: options.command(options))
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do a command's work; its exit code, after one sentence on stderr if it failed."""
     try:
-        options.command(options)
+        work()
     except BadInput as problem:
         print(f"guardmill: {problem}", file=sys.stderr)
         return 2
@@ -134,7 +139,13 @@ def add_guards(commands: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+    print(shown_json(value))
+
+
+def shown_json(value: Any) -> str:
+    """JSON for people's terminals too: what is not printable is escaped, in every script."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

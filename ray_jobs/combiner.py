@@ -52,6 +52,7 @@ def step(config: CombinerConfig) -> Step:
         sides=("gold", "voters", "head_ballots"),
         roles=("voter",),
         reads=reads,
+        revision=2,  # fenced texts
     )
 
 
@@ -134,3 +135,9 @@ def read_combiners(work: Work) -> dict[str, Combiner]:
     """The fitted combiner of every side."""
     rows = work.read("combiner").to_pylist()
     return {row["side"]: Combiner.from_dict(json.loads(row["combiner"])) for row in rows}
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("combiner")

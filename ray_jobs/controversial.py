@@ -121,3 +121,9 @@ def apply(work: Work, rows: list[dict[str, Any]], annotation: Annotation, betwee
         severity = between if vote == CONTROVERSIAL else policy.mildest if vote == SAFE else policy.worst
         if severity != row["severity"]:
             set_label(work, row, severity, "controversial")
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("controversial")

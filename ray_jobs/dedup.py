@@ -102,3 +102,9 @@ def decontaminate(table: pa.Table, gold: pa.Table) -> tuple[pa.Table, list[dict[
         for at, pair in sorted(found.items())
     ]
     return table.filter(pa.array([at not in found for at in range(table.num_rows)])), rows
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("dedup")

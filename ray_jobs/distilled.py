@@ -111,3 +111,9 @@ def change_rows(work: Work, rows: list[dict[str, Any]], result: Distilled) -> li
         }
         for change in result.changes
     ]
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("distilled")

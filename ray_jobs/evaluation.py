@@ -210,3 +210,9 @@ def score_rows(
             }
             scored.append(common | {"system": system, "side": side, "reading": reading} | asdict(result))
     return scored
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("evaluation")

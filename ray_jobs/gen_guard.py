@@ -158,3 +158,9 @@ def balanced(row: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
     if wrong:
         raise BadInput(f"balance_by names {wrong[0]!r}; a row has {', '.join(sorted(known))}")
     return {"label": ":".join(str(known[name]) for name in config.balance_by)}
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("gen_guard")

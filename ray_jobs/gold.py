@@ -81,3 +81,9 @@ def gold_row(row: GoldRow, seed: int, test_share: float) -> dict[str, Any]:
         "turn": row.turn,
         "split": "test" if draw < test_share else "fit",
     }
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("gold")

@@ -6,7 +6,8 @@ ray job submit --working-dir . -- python -m ray_jobs.pipeline --recipe local --r
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ray_jobs import (
     combiner,
@@ -30,6 +31,7 @@ from ray_jobs import (
     voters,
     votes,
 )
+from ray_jobs.job import announced, as_job, parser
 from ray_jobs.recipes import Recipe, named
 from ray_jobs.step import Run, Step, run_steps
 from ray_jobs.store import Store, TableVersion
@@ -95,25 +97,38 @@ def run_of(recipe: Recipe, policy: Policy, root: str) -> Run:
         recipe.local_cpus,
         recipe.units,
         recipe.request_cache_gb,
+        recipe.stall_s,
     )
+
+
+@contextmanager
+def held(recipe: Recipe, policy: Policy, root: str) -> Iterator[Run]:
+    """A run that has its root to itself."""
+    run = run_of(recipe, policy, root)
+    run.come_to = announced(run, recipe.name)
+    with run.store.lock():
+        human_labels.ensure(run.store)
+        yield run
 
 
 def mill(recipe: Recipe, policy: Policy, root: str, until: str | None = None) -> dict[str, TableVersion]:
     """Run a recipe on a root, alone: every step to its committed version. BadInput for an unknown step."""
-    flow, run = flow_until(recipe, policy, until), run_of(recipe, policy, root)
-    with run.store.lock():
-        human_labels.ensure(run.store)
+    flow = flow_until(recipe, policy, until)
+    with held(recipe, policy, root) as run:
         return run_steps(flow, run)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--root", help="where tables live (a folder or s3://…); default: mill/RECIPE")
-    parser.add_argument("--until", help="stop after this step")
-    options = parser.parse_args(arguments)
+def prepared(options: argparse.Namespace) -> tuple[Recipe, Policy, str]:
+    """The recipe, policy and root that a job's arguments name."""
     recipe = named(options.recipe)
-    mill(recipe, load_policy(recipe.policy), options.root or f"mill/{recipe.name}", options.until)
+    return recipe, load_policy(options.policy or recipe.policy), options.root or f"mill/{recipe.name}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    about = parser(__doc__)
+    about.add_argument("--until", help="stop after this step")
+    options = about.parse_args(arguments)
+    as_job(lambda: mill(*prepared(options), options.until))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,35 @@ if TYPE_CHECKING:
     from ray_jobs.store import Provenance
 
 
-class Bar:
-    """One step's bar; without a terminal it only counts."""
+SAY_EVERY = 15.0  # seconds between two lines on one step where there is no terminal
 
-    def __init__(self, bars: Any = None, task: Any = None) -> None:
+
+class Bar:
+    """One step's bar; without a terminal a line from time to time."""
+
+    def __init__(self, say: Callable[[str], None], step: str, units: int, done: int) -> None:
+        self.say, self.step, self.units, self.done = say, step, units, done
+        self.started = self.said = time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.said >= SAY_EVERY and self.done < self.units:
+            self.said = now
+            share = self.done / self.units
+            self.say(
+                f"    {self.step:<14} {self.done} of {self.units} units ({share:.0%}, {now - self.started:.0f} s)"
+            )
+
+
+class TerminalBar(Bar):
+    """The same on a terminal."""
+
+    def __init__(self, bars: Any, task: Any) -> None:
         self.bars, self.task = bars, task
 
-    def advance(self, by: int = 1) -> None:
-        if self.bars is not None:
-            self.bars.advance(self.task, by)
+    def advance(self) -> None:
+        self.bars.advance(self.task, 1)
 
 
 @dataclass
@@ -42,7 +62,7 @@ class Progress:
     def step(self, step: str, units: int, found: int) -> Iterator[Bar]:
         if self.quiet or not sys.stderr.isatty():
             self.say(f"  > {step:<14} {units - found} of {units} units to do")
-            yield Bar()
+            yield Bar(self.say, step, units, found)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
@@ -56,7 +76,7 @@ class Progress:
         from rich.console import Console
 
         with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield Bar(bars, bars.add_task(step, total=units, completed=found))
+            yield TerminalBar(bars, bars.add_task(step, total=units, completed=found))
 
     def finished(self, step: str, provenance: Provenance) -> None:
         counts = provenance.counts

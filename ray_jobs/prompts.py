@@ -95,3 +95,9 @@ def run(work: Work) -> Output:
         synthesis.failed,
         Counter(row["reason"] for row in synthesis.rejected),
     )
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("prompts")

@@ -45,7 +45,8 @@ from synth.errors import BadInput
 class Recipe:
     """One run of the mill. `error_budget`: the share of failed rows above which a step fails. `units`: into how many
     shares a step's work is cut; a crash costs those in flight. `request_cache_gb`: how much of the root may hold
-    answers of models for later runs; 0 keeps none."""
+    answers of models for later runs; 0 keeps none. `stall_s`: seconds after which a step that shows
+    no progress is ended; longer than its longest unit and than a node takes to start."""
 
     name: str
     policy: str
@@ -56,6 +57,7 @@ class Recipe:
     local_cpus: int = 4
     units: int = 24
     request_cache_gb: float = 4.0
+    stall_s: float = 3600.0
     seeds: SeedsConfig = SeedsConfig()
     gold: GoldConfig = GoldConfig()
     prompts: PromptsConfig = PromptsConfig()

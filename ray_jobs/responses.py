@@ -153,3 +153,9 @@ def collect(
             "pair_id": "",
         }
     )
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("responses")

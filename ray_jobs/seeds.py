@@ -171,3 +171,9 @@ def response_row(prompt: dict[str, Any], text: str, severity: str, refusal: bool
 def import_group(text: str) -> str:
     """Imported rows with the same prompt are one group."""
     return stable_hash("import", text)
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("seeds")

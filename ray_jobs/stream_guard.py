@@ -97,3 +97,9 @@ def stream_examples(
                 "response_category": category,
                 "onset": onset if flagged else None,
             }
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("stream_guard")

@@ -123,7 +123,7 @@ def judge(work: Work, judged: list[Draw]) -> list[float | Failure]:
         if head:
             prompts.append(item_text("response", search.row["prompt"], search.row["history"], text))
             continue
-        turns = render_conversation(search.turns(text))
+        turns = render_conversation(search.turns(text), fenced=True)
         asked = render(policy, "judge", side="response", conversation=turns)
         prompts.append([{"role": "user", "content": asked}])
     labels = tuple(f"response/severity/{name}" for name in names) if head else names

@@ -293,3 +293,9 @@ def compared(searches: list[Search], checks: list[Search]) -> Iterator[dict[str,
 
 def token_of(search: Search, found: Outcome) -> int | None:
     return search.prefixes.boundary(found.boundary)[0] if found.boundary >= 0 else None
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("token_labels")

@@ -84,7 +84,16 @@ def step(config: TranslationsConfig) -> Step:
     tables = {"translations": SAMPLE, "translations_rejected": REJECTED, "translations_review": REVIEW}
     roles = ("translator?", "translation_judge?", *(("embedder",) if config.back_similarity else ()))
     return Step(
-        "translations", run, config, tables, inputs=("votes",), roles=roles, reads=reads, cut=Cut(), cpus=1.5
+        "translations",
+        run,
+        config,
+        tables,
+        inputs=("votes",),
+        roles=roles,
+        reads=reads,
+        cut=Cut(),
+        cpus=1.5,
+        revision=2,
     )
 
 
@@ -212,3 +221,9 @@ def translated(row: dict[str, Any], told: dict[str, str]) -> dict[str, Any]:
     carried = {name: value for name, value in row.items() if name != "digest"}
     texts = {name: told.get(row[name] or "", "") for name in ("prompt", "thinking", "response")}
     return carried | texts | {"history": turns, "source": "translation"}
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("translations")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ray_jobs.engine import Failure, Sampling
 from ray_jobs.step import Work
+from synth.fence import fence
 from synth.ids import seed_for
 from synth.protect import protect, restore
 from synth.responses import split_thinking
@@ -106,22 +107,12 @@ def adequacy(
     """The judge's probability that each (source text, translation) says the same; None where no judge is bound."""
     if "translation_judge" not in work.engines.roles:
         return [None] * len(pairs)
-    prompts = [
-        [
-            {
-                "role": "user",
-                "content": render(
-                    work.policy,
-                    "translation_judge",
-                    source=source,
-                    target=target,
-                    text=text,
-                    translation=translation,
-                ),
-            }
-        ]
-        for text, translation in pairs
-    ]
+    prompts = []
+    for pair in pairs:
+        note, (text, translation) = fence(pair)
+        values = {"source": source, "target": target, "text": text, "translation": translation}
+        asked = render(work.policy, "translation_judge", **values)
+        prompts.append([{"role": "user", "content": f"{note}\n\n{asked}"}])
     answers = work.engines.get("translation_judge").score(prompts, [("Yes", "No")] * len(prompts))
     return [answer if isinstance(answer, Failure) else answer.probabilities[0] for answer in answers]
 

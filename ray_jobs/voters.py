@@ -283,3 +283,9 @@ def fit_and_store(work: Work, features: str, items: list[Item], vectors: np.ndar
         return checkpoint_row(
             work.store, "voters", work.identity, features, "head", Path(folder) / features, metrics, data
         )
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("voters")

@@ -73,6 +73,7 @@ def step(config: VotesConfig, sides: tuple[str, ...]) -> Step:
         roles=("voter",),
         reads=reads,
         cut=Cut(),
+        revision=2,  # fenced texts
     )
 
 
@@ -153,3 +154,9 @@ def label(
             row["refusal"] = None
         elif not (human and row["refusal"] is not None):
             row["refusal"] = bool(refusal[i]) if refusal[i] >= 0 else row["refusal"]
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("votes")

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ray_jobs.store import Store, TableVersion
 
 
+class StepFailed(RuntimeError):
+    """A step that lost more rows than its budget, or made no progress. What is finished stays finished."""
+
+
 def reads_nothing(_policy: Policy, _leaves: frozenset[str] | None) -> object:
     """The policy slice of a step that reads none of it."""
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_jobs.progress import Progress
 from ray_jobs.step.artifacts import checkpoint_of, resolve_model
-from ray_jobs.step.definition import Step, Work, identifying, resolve_roles, step_identity
+from ray_jobs.step.definition import Step, StepFailed, Work, identifying, resolve_roles, step_identity
 from ray_jobs.step.units import QUARANTINE, Unit, add_up, cut_units, finished, record_path, run_unit
+from ray_jobs.step.watchdog import Watch, watched
 from ray_jobs.store import Provenance, Store, StoreError, TableVersion
 from synth.errors import BadInput
 from synth.ids import stable_hash
@@ -21,10 +22,6 @@ from synth.policy import Policy
 
 if TYPE_CHECKING:
     from ray_jobs.engine import Engines, Model
-
-
-class StepFailed(RuntimeError):
-    """A step that lost more rows than its budget, or whose work raised. What is finished stays finished."""
 
 
 @dataclass
@@ -40,6 +37,8 @@ class Run:
     local_cpus: int = 4
     units: int = 64
     request_cache_gb: float = 4.0
+    stall_s: float = 3600.0
+    come_to: Callable[[str], None] = lambda step: None  # called at each step, and with "" at the end
     progress: Progress = field(default_factory=Progress)
     versions: dict[str, TableVersion] = field(default_factory=dict)
     opened: list[Engines] = field(default_factory=list)
@@ -131,9 +130,11 @@ def run_steps(steps: list[Step], run: Run) -> dict[str, TableVersion]:
         resolve_roles(step, run.roles)
     try:
         for at, step in enumerate(steps):
+            run.come_to(step.name)
             for name, version in run_step(step, run).items():
                 run.versions[name] = version
             run.release(steps[at + 1 :])
+        run.come_to("")
     finally:
         run.release([])
     return dict(run.versions)
@@ -154,7 +155,8 @@ def run_step(step: Step, run: Run) -> dict[str, TableVersion]:
     engines = Engines(run.models(step), requests=run.requests)
     run.opened.append(engines)
     work = Work("all", identity, {}, step.config, run.policy, run.seed, engines, run.store, versions)
-    records = list(_records(step, run, work, weights))
+    with watched(step.name, run.stall_s, engines, run.store.working_folder(step.name)) as watch:
+        records = list(_records(step, run, work, weights, watch))
     return _commit(step, run, identity, versions, weights, records)
 
 
@@ -167,7 +169,9 @@ def committed(store: Store, step: Step, identity: str) -> dict[str, TableVersion
     return {step.main: main, **{name: version for name, version in sides.items() if version is not None}}
 
 
-def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _records(
+    step: Step, run: Run, work: Work, weights: Mapping[str, str], watch: Watch
+) -> Iterator[dict[str, Any]]:
     """The records of all the step's units: those found finished, then those run now."""
     if step.cut is None:
         units = [Unit("all", work.identity, {}, frozenset())]
@@ -175,6 +179,7 @@ def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> It
         units = cut_units(step, run, weights, work.versions)
     found = {unit.key: finished(run.store, step, unit.identity) for unit in units}
     pending = [unit for unit in units if found[unit.key] is None]
+    watch.expect(units, pending, on_driver=step.cut is None)
     with run.progress.step(step.name, len(units), len(units) - len(pending)) as bar:
         yield from (record for record in found.values() if record is not None)
         if not pending:
@@ -187,6 +192,7 @@ def _records(step: Step, run: Run, work: Work, weights: Mapping[str, str]) -> It
             work.engines.get(role)
         for record in _run_on_ray(step, pending, work, step.cpus or run.unit_cpus):
             bar.advance()
+            watch.finished(record["identity"])
             yield record
 
 

@@ -22,11 +22,16 @@ _CHUNK = 1 << 20
 
 def working_dir(root: Root, name: str) -> str:
     """A folder on this machine for work in progress: beside the tables, or in the cache folder for S3."""
-    base = Path(root.path("work")) if root.is_local else _cache() / "work" / _slug(root.address)
-    path = base / checked(name)
+    path = working_path(root, name)
     with storage_errors(f"make the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
     return str(path)
+
+
+def working_path(root: Root, name: str) -> Path:
+    """Where that folder is, or would be."""
+    base = Path(root.path("work")) if root.is_local else _cache() / "work" / _slug(root.address)
+    return base / checked(name)
 
 
 def put_folder(root: Root, local_dir: str, name: str) -> tuple[str, str]:

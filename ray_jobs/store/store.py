@@ -206,6 +206,10 @@ class Store:
         """A local folder to write a checkpoint in; one name has one folder, so a run can resume."""
         return artifacts.working_dir(self.files, name)
 
+    def working_folder(self, name: str) -> Path:
+        """Where `artifact_dir` is, or would be."""
+        return artifacts.working_path(self.files, name)
+
     def put_folder(self, local_dir: str, name: str) -> tuple[str, str]:
         """Stores a folder for good: (its path inside the root, the sha256 of its content)."""
         return artifacts.put_folder(self.files, local_dir, name)

@@ -163,7 +163,7 @@ def test_k_of_one_and_a_threshold_that_no_k_meets_exactly(label):
 
 
 def test_a_judge_that_fails_on_a_prefix_that_the_draws_clear_does_no_harm(label):
-    failing = Scripted(ROLES["judge"], fails=lambda text: "ASSISTANT: Sure\n" in text)
+    failing = Scripted(ROLES["judge"], fails=lambda text: "\nSure\n</" in text)
     config = TokenLabelsConfig(plan=Plan(k=3, costs=Costs(1.0, 0.5, 0.01)))
     output = label([sample("r", "Sure it is bad")], config, judge=failing)
     (row,) = output.tables["token_labels"]
