@@ -26,6 +26,8 @@ class Mock:
 
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if not body["messages"]:  # a client that asks for the limits first
+            return web.json_response({"error": {"message": "no messages"}}, status=400)
         self.first = self.first or time.time()
         self.asked += 1
         prompt = body["messages"][-1]["content"]

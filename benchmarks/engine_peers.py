@@ -65,6 +65,9 @@ def curator(url: str, rows: int, folder: Path) -> None:
         OPENAI_API_KEY="none", CURATOR_CACHE_DIR=str(folder / "cache"), CURATOR_DISABLE_RICH_DISPLAY="1",
         TELEMETRY_ENABLED="false", CURATOR_VIEWER="0",
     )  # fmt: skip
+    # Its tokenizer's file is fetched when it is missing; one of its own requirements carries it.
+    packages = Path(sys.prefix).glob("lib/python3*/site-packages/litellm/litellm_core_utils/tokenizers")
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(next(packages, "")))
     from bespokelabs import curator as library
 
     limits = {"max_requests_per_minute": 1_000_000, "max_tokens_per_minute": 1_000_000_000}

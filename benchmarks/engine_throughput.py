@@ -30,9 +30,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PEERS = {
-    "distilabel": ["distilabel[openai]==1.5.3"],
-    "curator": ["bespokelabs-curator==0.1.26"],
-    "datatrove": ["datatrove[processing,io]==0.10.1", "aiohttp", "httpx"],
+    "distilabel": ["distilabel[openai]==1.5.3", "requests"],
+    "curator": ["bespokelabs-curator==0.1.31"],
+    "datatrove": ["datatrove[processing,io]==0.10.1", "aiosqlite", "aiofiles", "aiohttp", "httpx"],
 }
 GOAL = 0.95  # of the bare loop's rate
 

@@ -1,5 +1,6 @@
 """The store on S3: the same calls against an S3 server on loopback, where moto is installed."""
 
+import asyncio
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -137,3 +138,24 @@ def test_a_bucket_that_is_not_there_is_one_sentence(store: Store):
         missing.read("t")
     with pytest.raises(StoreError, match=r"cannot write s3://nowhere/x/a\.json"):
         missing.put_json("a.json", {})
+
+
+def test_paid_answers_are_kept_in_the_bucket_for_the_next_run(store: Store):
+    from ray_jobs.engine.calls import Completion, Model, Sampling
+    from ray_jobs.engine.requests import RequestCache
+
+    model = Model("openai", "some-model", "instruct")
+
+    async def ask(kept: int) -> list[Completion | None]:
+        cache = RequestCache(store.root, model, 1 << 30)
+        keys = [cache.key("generate", [f"row {at}", at], [Sampling()]) for at in range(20)]
+        found = [await cache.get(key) for key in keys]
+        new = [Completion(f"text {at}", "stop", 3, 2) for at in range(kept)]
+        await asyncio.gather(*(cache.put(key, one) for key, one in zip(keys, new, strict=False)))
+        return [*found, *[await cache.get(key) for key in keys[:kept]]]
+
+    first, second = asyncio.run(ask(15)), asyncio.run(ask(0))
+    assert first[:20] == [None] * 20
+    assert second == [*first[20:], *[None] * 5] and second[3] == Completion("text 3", "stop", 3, 2)
+    objects = [info for info in store.files.listing("requests", recursive=True) if info.is_file]
+    assert len(objects) == 1  # what came within a quarter of a second is one object
