@@ -3,6 +3,7 @@
 # make test-vllm   the same for vLLM, in an environment of its own
 # make lint   formatting, lint and types
 # make bench  every benchmark, results under build/bench
+# make autoscaling  cluster.yaml's node types under Ray's autoscaler, docs/autoscaling.svg from what happened
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 ROOT ?= mill/local
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-slow test-vllm lint bench setup clean
+.PHONY: demo test test-slow test-vllm lint bench autoscaling setup clean
 
 setup: $(READY)
 
@@ -55,6 +56,9 @@ bench: $(READY)
 	mkdir -p build/bench
 	for script in benchmarks/*.py; do \
 	  $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
+
+autoscaling: $(READY)
+	$(BIN)/python -m tests.cluster.autoscale --plot docs/autoscaling.svg
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
