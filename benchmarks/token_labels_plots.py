@@ -9,7 +9,7 @@ def plot(result: dict[str, Any], folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     folder.mkdir(parents=True, exist_ok=True)
     m = result["measurements"]
@@ -22,8 +22,10 @@ def plot(result: dict[str, Any], folder: Path) -> None:
         ("shapes", shapes, "FLOPs of paper over FLOPs of exact, by shape of the violation curve"),
     ):
         figure, axis = pyplot.subplots(figsize=(7, 3.2))
-        axis.barh(list(bars)[::-1], list(bars.values())[::-1])
-        axis.set(xscale="log", title=title)
+        drawn = axis.barh(list(bars)[::-1], list(bars.values())[::-1])
+        axis.bar_label(drawn, fmt="%.3g", padding=3)
+        axis.set(xscale="log", title=title, xticks=[], xlim=(None, 1.4 * max(bars.values())))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         figure.tight_layout()
         figure.savefig(folder / f"{name}.png", dpi=120)
     figure, axis = pyplot.subplots(figsize=(7, 3.2))

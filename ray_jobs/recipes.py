@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from label.rollout_plan import Plan
+from label.rollout_plan import Costs, Plan
 from ray_jobs.combiner import CombinerConfig
 from ray_jobs.controversial import ControversialConfig
 from ray_jobs.dedup import DedupJobConfig
@@ -39,6 +39,10 @@ from ray_jobs.translators import apertium_version
 from ray_jobs.voters import VotersConfig
 from ray_jobs.votes import VotesConfig
 from synth.errors import BadInput
+
+# GFLOP of a call about 60 tokens into a response (2 x parameters x new tokens): 12 tokens of a 135M model and the last
+# one of the prefix; a continuation and 25 tokens of instruction; 80 tokens of a 22M embedder, which keeps no cache.
+LOCAL_COSTS = Costs(rollout=3.5, guard=10.0, judge=3.5)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def local() -> Recipe:
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(rows=400, epochs=2, lr=1e-3, train_layers=4),
         token_labels=TokenLabelsConfig(
-            Plan(k=4), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
+            Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),
     )
 
@@ -148,7 +152,7 @@ def tiny() -> Recipe:
         voters=VotersConfig(folds=3, features=("embed", "char_ngrams")),
         gen_guard=GuardConfig(rows=48, epochs=1),
         token_labels=TokenLabelsConfig(
-            Plan(k=2), responses=3, sampling=Sampling(max_tokens=6, temperature=0.8)
+            Plan(k=2, costs=LOCAL_COSTS), responses=3, sampling=Sampling(max_tokens=6, temperature=0.8)
         ),
         stream_guard=GuardConfig(rows=96, epochs=3, train_layers=0),
     )

@@ -131,6 +131,24 @@ def test_every_rollout_model_is_asked_and_an_instruct_one_by_messages(label):
     assert two[0] == "Tell me.\nSure"
 
 
+def test_rollout_models_of_other_tokenizers_continue_the_text_and_never_change_it(label):
+    def cut_after(size: int):
+        """Continues by so many bytes, as a byte-level tokenizer may stop within a character."""
+        return lambda text: "坏事在这里 🤫".encode()[:size].decode(errors="replace")
+
+    models = {
+        f"rollout-{n}": Scripted(ROLES[f"rollout-{n}"], says=cut_after(size)) for n, size in ((1, 4), (2, 18))
+    }
+    text = "好的 👍🏽 先看 bad 吧"
+    (row,) = label([sample("r", text)], TokenLabelsConfig(plan=Plan(k=4, mode="paper")), **models).tables[
+        "token_labels"
+    ]
+    assert row["response"][row["onset"] :] == " bad 吧"
+    prefixes = [text[: match.end()] for match in re.finditer(r"\s*\S+", text)]
+    seen = [call.rpartition("ASSISTANT: ")[2].partition("\n")[0] for call in label.models["guard"].calls]
+    assert set(seen) == {prefix + end for prefix in prefixes for end in ("坏", "坏事在这里 ")}
+
+
 def test_what_is_over_a_limit_is_counted_or_an_outcome_of_its_own(label):
     rows = [sample(f"r{i}", "word " * 4 + "bad") for i in range(3)] + [sample("long", "word " * 50)]
     told = by_parent(label(rows, TokenLabelsConfig(plan=Plan(k=2), max_tokens=20)))
