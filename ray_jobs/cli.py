@@ -84,6 +84,7 @@ def add(commands: Any, name: str, command: Callable[[argparse.Namespace], None],
 
 def add_run(commands: Any) -> None:
     from ray_jobs import commands_run as run
+    from ray_jobs.commands_cluster import add_cluster
 
     for name, command, about in (
         ("run", run.run, "run a recipe from the policy to the report; what is done is not done again"),
@@ -97,6 +98,8 @@ def add_run(commands: Any) -> None:
                          help="rows of your own (JSONL, Parquet, CSV) as a further source; repeatable")  # fmt: skip
         one.add_argument("--until", metavar="STEP", help="stop after this step")
         one.add_argument("--json", action="store_true", help="print the result as JSON")
+        if name == "plan":
+            add_cluster(one)
     one = add(commands, "report", run.report, "write the newest report of a root to a file")
     one.add_argument("out", help="the HTML file to write")
     one.add_argument("--root", default="mill/local")

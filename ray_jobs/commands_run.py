@@ -69,10 +69,14 @@ def summary(store: Store, versions: dict) -> list[str]:  # type: ignore[type-arg
 
 def plan(options: argparse.Namespace) -> None:
     """What a run would do now, without Ray and without a model."""
+    from ray_jobs.commands_cluster import plan_cluster
     from ray_jobs.pipeline import flow_until, run_of
     from ray_jobs.step.plan import plan as make_plan
 
     recipe, policy, root = prepared(options)
+    if options.cluster:
+        plan_cluster(options, recipe, policy)
+        return
     entries = make_plan(flow_until(recipe, policy, options.until), run_of(recipe, policy, root))
     if options.json:
         print_json([vars(entry) for entry in entries])

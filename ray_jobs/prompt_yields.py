@@ -34,7 +34,7 @@ YIELD = table_schema(
 
 def yields(made: Synthesis) -> list[dict[str, Any]]:
     """A row per quota, with the first reason why one was not met; none where nothing was asked for."""
-    quotas = made.quotas() if made.filled else {}
+    quotas = made.wanted if made.filled else {}
     return [_row(made, quota, quotas[quota]) for quota in sorted(quotas, key=_order)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from synth.prompts import (
     STYLE,
     Ask,
     Source,
+    Taken,
     ask_contrast,
     ask_follow_up,
     ask_keyword,
@@ -60,7 +62,9 @@ class Synthesis:
         self.rows = rows
         self.rejected: list[dict[str, Any]] = []
         self.failed: list[Failed] = []
-        self.taken = [bigrams(row["text"]) for row in rows]
+        self.taken = Taken(self.config.filters.near_duplicate, (row["text"] for row in rows))
+        self.by_id = {row["id"]: row for row in rows}
+        self.have = Counter((row["source"], row["intended"]) for row in rows)
         self.language = rows[0]["language"]
         self.index = 0
         self.asked: Counter[Quota] = Counter()
@@ -75,13 +79,14 @@ class Synthesis:
         """Rounds of asking for what is missing; stops when nothing is."""
         self.filled = True
         for _ in range(self.config.rounds):
-            asks = [ask for quota in self.quotas() for ask in self.asks(quota)]
+            asks = [ask for quota in self.wanted for ask in self.asks(quota)]
             if not asks:
                 return
             self.generate(asks)
 
-    def quotas(self) -> dict[Quota, int]:
-        """What is wanted of every strategy and severity."""
+    @cached_property
+    def wanted(self) -> dict[Quota, int]:
+        """How many prompts of every strategy and severity."""
         mildest, worst = self.work.policy.mildest, self.work.policy.worst
         styled = self.styles() and not self.leaf.style
         wanted = {
@@ -119,7 +124,7 @@ class Synthesis:
     def asks(self, quota: Quota) -> Iterator[Ask]:
         """A round's asks for one quota: `oversample` for each prompt that it lacks; none where `hindrance` says why."""
         strategy, severity = quota
-        lacking = self.quotas()[quota] - len(self.accepted(quota))
+        lacking = self.wanted[quota] - len(self.accepted(quota))
         if lacking <= 0 or self.hindrance(quota):
             return
         config, seed = self.config, self.work.seed
@@ -241,8 +246,11 @@ class Synthesis:
             index = len(self.rejected)
             self.rejected.append(self.new_row(ask, text, index) | {"reason": reason})
             return
-        self.taken.append(bigrams(text))
-        self.rows.append(self.new_row(ask, text, None))
+        self.taken.add(bigrams(text))
+        made = self.new_row(ask, text, None)
+        self.rows.append(made)
+        self.by_id.setdefault(made["id"], made)
+        self.have[ask.strategy, ask.severity] += 1
 
     def rejection(
         self, ask: Ask, shown: str, text: str, finish_reason: str, near: tuple[float, float]
@@ -255,13 +263,10 @@ class Synthesis:
         if own < self.config.leaf_floor or other > own + self.config.other_leaf:
             return "leaf mismatch"
         quota = (ask.strategy, ask.severity)
-        if len(self.accepted(quota)) >= self.quotas()[quota]:
+        if self.have[quota] >= self.wanted[quota]:
             return "quota met"
-        twin = ask.strategy == CONTRASTIVE and self.row(ask.parent_id)["pair_id"]
+        twin = ask.strategy == CONTRASTIVE and self.by_id[ask.parent_id]["pair_id"]
         return "has a twin already" if twin else None
-
-    def row(self, row: str) -> dict[str, Any]:
-        return next(r for r in self.rows if r["id"] == row)
 
     def new_row(self, ask: Ask, text: str, rejected: int | None) -> dict[str, Any]:
         """The row of a generation; an accepted twin marks its source with the pair they now are. What wears a style
@@ -283,7 +288,7 @@ class Synthesis:
             return common
         pair = row_id(ask.parent_id, "pair", text) if ask.strategy == CONTRASTIVE else ""
         if pair:
-            self.row(ask.parent_id)["pair_id"] = pair
+            self.by_id[ask.parent_id]["pair_id"] = pair
         return common | {"history": messages(ask), "category": leaf.category, "human": "", "pair_id": pair}
 
 

@@ -13,9 +13,11 @@ leads up to it).
 A generation that is not kept has a reason; the caller counts them.
 """
 
+import math
 import random
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
@@ -87,8 +89,8 @@ def draw_shots(
 ) -> list[Source]:
     """Up to `count` sources for one context: one accepted generation to three seeds at most, seeds last, so that
     the anchor (the last, whose group the generation joins) is always a seed."""
-    generated = rng.sample(list(accepted), min(count // 4, len(accepted)))
-    seeds = rng.sample(list(own), min(count - len(generated), len(own)))
+    generated = rng.sample(accepted, min(count // 4, len(accepted)))
+    seeds = rng.sample(own, min(count - len(generated), len(own)))
     return generated + seeds
 
 
@@ -194,11 +196,42 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
+class Taken:
+    """The bigrams of the texts accepted so far, found by the bigrams they share.
+
+    Two sets of Jaccard similarity t share one of the first n - ceil(t n) + 1 members of either, in any fixed order (the
+    prefix filter of Bayardo et al. 2007). Longest first, since common words are short. So a text is compared with a few
+    others, not with all.
+    """
+
+    def __init__(self, threshold: float, texts: Iterable[str] = ()) -> None:
+        self.threshold = threshold
+        self.sets: list[frozenset[str]] = []
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for text in texts:
+            self.add(bigrams(text))
+
+    def add(self, grams: frozenset[str]) -> None:
+        for gram in self._first(grams):
+            self.places[gram].append(len(self.sets))
+        self.sets.append(grams)
+
+    def near(self, grams: frozenset[str]) -> bool:
+        """Whether one of the texts is at least as similar as the threshold."""
+        met = {at for gram in self._first(grams) for at in self.places.get(gram, ())}
+        return any(similarity(grams, self.sets[at]) >= self.threshold for at in met)
+
+    def _first(self, grams: frozenset[str]) -> list[str]:
+        least = math.ceil(self.threshold * len(grams) - 1e-9)
+        ordered = sorted(grams, key=lambda gram: (-len(gram), gram))
+        return ordered[: len(grams) - least + 1]
+
+
 def rejection(
     text: str,
     ask: Ask,
     finish_reason: str,
-    taken: Sequence[frozenset[str]],
+    taken: Taken,
     filters: Filters,
     lang: str = "",
     instruction: str = "",
@@ -218,7 +251,7 @@ def rejection(
         return "echo of the context"
     if ask.strategy != STYLE and len(grams & bigrams(instruction)) >= filters.instruction_echo * len(grams):
         return "echo of the instruction"
-    if any(similarity(grams, other) >= filters.near_duplicate for other in taken):
+    if taken.near(grams):
         return "near-duplicate"
     return wrong_language(text, lang)
 

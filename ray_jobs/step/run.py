@@ -176,7 +176,7 @@ def _records(
     if step.cut is None:
         units = [Unit("all", work.identity, {}, frozenset())]
     else:
-        units = cut_units(step, run, weights, work.versions)
+        units = cut_units(step, run, weights, work.versions, facts=False)
     found = {unit.key: finished(run.store, step, unit.identity) for unit in units}
     pending = [unit for unit in units if found[unit.key] is None]
     watch.expect(units, pending, on_driver=step.cut is None)
@@ -206,12 +206,13 @@ def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Itera
 
     from ray_jobs.engine import EngineDied
 
-    shared = ray.put((step, units, work))  # engines travel by the names of their actors
+    # engines travel by the names of their actors; a unit's rows only to its task, or N units would cost N times N
+    shared = ray.put((step, [ray.put(unit) for unit in units], work))
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         the_step, the_units, the_work = ray.get(shared)
         try:
-            record = run_unit(the_step, the_units[row["item"]], the_work)
+            record = run_unit(the_step, ray.get(the_units[row["item"]]), the_work)
         except (BadInput, StoreError, EngineDied) as problem:
             return {"record": "", "raised": pickle.dumps(problem)}
         return {"record": json.dumps(record), "raised": b""}

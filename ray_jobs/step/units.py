@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from ray_jobs.step.definition import Failed, Output, Step, Work, recipe_of
+from ray_jobs.step.definition import Cut, Failed, Output, Step, Work, recipe_of
 from ray_jobs.store import Store, TableVersion, table_schema, without
 from synth.ids import row_id, stable_hash
 
@@ -31,7 +34,7 @@ class Unit:
 
     key: str
     identity: str
-    rows: Mapping[str, tuple[int, ...]]
+    rows: Mapping[str, np.ndarray]
     facts: frozenset[tuple[str, ...]]
 
     @property
@@ -40,39 +43,75 @@ class Unit:
 
 
 def cut_units(
-    step: Step, run: Run, weights: Mapping[str, str], versions: Mapping[str, TableVersion]
+    step: Step,
+    run: Run,
+    weights: Mapping[str, str],
+    versions: Mapping[str, TableVersion],
+    facts: bool = True,
 ) -> list[Unit]:
-    """The units of `step` over its input versions, by key. Only ids, digests and the cut's columns are read."""
+    """The units of `step` over its input versions, by key. Only ids, digests and facts are read, a batch at a time: of
+    a row its position stays, and without `facts` nothing else (units then know their leaves only)."""
     assert step.cut is not None
-    store = run.store
-    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    content: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    facts: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    shares: dict[str, Share] = defaultdict(Share)
     for name in step.inputs:
-        table, told = read_facts(store, versions[name])
-        cut_by = list(zip(*(told[column] for column in step.cut.columns), strict=True))
-        known = zip(
-            table["id"].to_pylist(),
-            table["digest"].to_pylist(),
-            zip(*told.values(), strict=True),
-            strict=True,
-        )
-        for index, (values, (row, digest, fact)) in enumerate(zip(cut_by, known, strict=True)):
-            key = step.cut.key(values, run.units)
-            places[key][name].append(index)
-            content[key].append((name, row, digest))
-            facts[key].add(fact)
-    sides = {name: side_digest(store, versions[name]) for name in step.sides}
+        first = 0
+        for batch in fact_batches(run.store, versions[name]):
+            _deal(shares, step.cut, run.units, name, first, batch, facts)
+            first += batch.num_rows
+    sides = {name: side_digest(run.store, versions[name]) for name in step.sides}
     shared = recipe_of(step, run.seed, weights)
     return [
         Unit(
             key,
-            stable_hash(shared, sides, step.reads(run.policy, leaves_of(facts[key])), sorted(content[key])),
-            {name: tuple(indices) for name, indices in places[key].items()},
-            frozenset(facts[key]),
+            stable_hash(shared, sides, step.reads(run.policy, leaves_of(share.facts)), share.content()),
+            {name: np.frombuffer(places, np.int64) for name, places in share.places.items()},
+            frozenset(share.facts),
         )
-        for key in sorted(places)
+        for key, share in sorted(shares.items())
     ]
+
+
+@dataclass
+class Share:
+    """A unit while rows are dealt out: positions and count of rows by input, and the sum of the rows' hashes, which is
+    the same in any order. A multiset of rows is named by it but for a chance of 2**-128."""
+
+    places: dict[str, array[int]] = field(default_factory=dict)
+    total: int = 0
+    facts: set[tuple[str, ...]] = field(default_factory=set)
+
+    def content(self) -> list[object]:
+        sizes = {name: len(places) for name, places in sorted(self.places.items())}
+        return [sizes, f"{self.total % (1 << 128):032x}"]
+
+
+def _deal(
+    shares: dict[str, Share], cut: Cut, units: int, name: str, first: int, batch: pa.Table, facts: bool
+) -> None:
+    """One batch of an input's rows to their units."""
+    told = [batch[column].to_pylist() for column in FACTS]
+    cut_by = [told[FACTS.index(column)] for column in cut.columns]
+    rows = zip(batch["id"].to_pylist(), batch["digest"].to_pylist(), strict=True)
+    known = zip(zip(*cut_by, strict=True), rows, zip(*told, strict=True), strict=True)
+    for index, (values, (row, digest), fact) in enumerate(known, first):
+        share = shares[cut.key(values, units)]
+        if name not in share.places:
+            share.places[name] = array("q")
+        share.places[name].append(index)
+        named = f"{name}\0{row}\0{digest}".encode("utf-8", "surrogatepass")
+        share.total += int.from_bytes(blake2b(named, digest_size=16).digest(), "big")
+        share.facts.add(fact if facts else ("", fact[FACTS.index("leaf")], ""))
+
+
+def fact_batches(store: Store, version: TableVersion) -> Iterator[pa.Table]:
+    """Ids, digests and facts of a version's rows; "" where the table has no such column."""
+    there = [name for name in FACTS if name in store.schema(version.ref).names]
+    for batch in store.batches(version.ref, columns=["id", "digest", *there]):
+        rows = pa.table(batch)
+        for name in FACTS:
+            if name not in there:
+                rows = rows.append_column(name, pa.array([""] * rows.num_rows, pa.string()))
+        yield rows
 
 
 def read_facts(store: Store, version: TableVersion) -> tuple[pa.Table, dict[str, list[str]]]:
@@ -110,7 +149,7 @@ def run_unit(step: Step, unit: Unit, work: Work) -> dict[str, Any]:
     """Run one unit and record it: fragments first, the record last. Returns the record."""
     started = time.monotonic()
     rows = {
-        name: work.store.take(work.versions[name].ref, list(places)) for name, places in unit.rows.items()
+        name: work.store.take(work.versions[name].ref, places.tolist()) for name, places in unit.rows.items()
     }
     output = step.run(replace(work, unit=unit.key, identity=unit.identity, rows=rows))
     record = write_output(step, unit.identity, unit.size, output, work.store)

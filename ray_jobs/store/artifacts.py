@@ -18,6 +18,9 @@ from synth.errors import BadInput
 
 _LIST = "files.json"
 _CHUNK = 1 << 20
+_PIECE = (
+    64 << 20
+)  # of a file to or from S3: each is a request, and Arrow's own 1 MiB makes hundreds for a checkpoint
 
 
 def working_dir(root: Root, name: str) -> str:
@@ -52,6 +55,7 @@ def put_folder(root: Root, local_dir: str, name: str) -> tuple[str, str]:
                     f"{root.path(target)}/files/{file}",
                     source_filesystem=pafs.LocalFileSystem(),
                     destination_filesystem=root.fs,
+                    chunk_size=_PIECE,
                 )
             root.put_json(f"{target}/{_LIST}", {"files": names, "sha256": sha256})
     return target, sha256
@@ -121,6 +125,7 @@ def _fetched(root: Root, relative: str, sha256: str) -> Path:
                 str(draft / file),
                 source_filesystem=root.fs,
                 destination_filesystem=pafs.LocalFileSystem(),
+                chunk_size=_PIECE,
             )
         if folder_sha256(draft) != sha256:
             raise StoreError(
