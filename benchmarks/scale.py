@@ -67,6 +67,7 @@ class Watch:
 def recipe(prompts: int) -> tuple[Any, Any]:
     """The local recipe with scripted roles, and quotas that make about `prompts` prompts of the safety policy."""
     from ray_jobs import recipes, translations
+    from ray_jobs.combiner import CombinerConfig
     from ray_jobs.engine import Model
     from ray_jobs.prompts import PromptsConfig
     from ray_jobs.responses import ResponsesConfig
@@ -89,7 +90,8 @@ def recipe(prompts: int) -> tuple[Any, Any]:
             self_instruct=-(-prompts // len(kinds)), keyword=0, contrastive=0, rounds=2, oversample=1.05
         ),
         responses=ResponsesConfig(),
-        voters=VotersConfig(features=("char_ngrams",)),
+        voters=VotersConfig(features=()),
+        combiner=CombinerConfig(repeats=1),
         votes=VotesConfig(people=False),
         translations=translations.TranslationsConfig(pairs=(("en", "es", 0.3),)),
     )

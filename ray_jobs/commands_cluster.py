@@ -6,13 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.cli import print_json
 from ray_jobs.cluster_plan import OPEN, ROWS, Line, cluster_plan, expected_rows, load_costs, load_nodes
-from ray_jobs.recipes import Recipe
 from synth.errors import BadInput
-from synth.policy import Policy
+
+if TYPE_CHECKING:
+    from ray_jobs.recipes import Recipe
+    from synth.policy import Policy
 
 
 def add_cluster(plan: argparse.ArgumentParser) -> None:
