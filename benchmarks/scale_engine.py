@@ -76,7 +76,7 @@ class ScriptedEngines:
 
     seconds = 0.0
 
-    def __init__(self, roles: Any, cache_dir: str = "") -> None:
+    def __init__(self, roles: Any, **_told: Any) -> None:
         self.roles, self.clients, self.per_row = dict(roles), dict[str, Scripted](), self.seconds
 
     def get(self, role: str) -> Scripted:
@@ -85,12 +85,11 @@ class ScriptedEngines:
     def open(self, *roles: str) -> None:
         """Nothing is loaded."""
 
-    def take_usage(self) -> dict[str, int]:
-        total: Counter[str] = Counter()
+    def take_usage(self) -> dict[str, dict[str, int]]:
+        used = {role: dict(client.usage) for role, client in self.clients.items()}
         for client in self.clients.values():
-            total.update(client.usage)
             client.usage.clear()
-        return dict(total)
+        return used
 
     def shutdown(self, keep: Any = ()) -> None:
         """Nothing is held."""
