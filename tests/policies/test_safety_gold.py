@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -11,7 +12,9 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
+from synth.decontaminate import contaminated
 from synth.policy import GoldRow, Policy, load_gold, load_policy
+from synth.policy_lint import texts_of
 from synth.prompts import bigrams, similarity
 
 SPACED = {"en", "es", "ru", "de", "fr"}
@@ -141,6 +144,18 @@ def test_no_prompt_is_near_a_seed_or_twin_of_the_policy(policy: Policy, gold: tu
         grams = bigrams(text)
         near = [seed for other, seed in seeds[language] if similarity(grams, other) >= NEAR]
         assert not near, f"{text!r} is near {near[0]!r}"
+
+
+@pytest.mark.parametrize("name", ["safety", "data_quality"])
+def test_decontamination_as_the_mill_does_it_finds_no_written_text_near_a_gold_row(name: str) -> None:
+    policy = load_policy(name)
+    written = texts_of(policy.leaves)
+    judged = [row.response or row.prompt for row in load_gold(policy)]
+    asked = [row.prompt for row in load_gold(policy)]
+    for evals in (asked, judged):
+        found = contaminated(pa.array(written), pa.array(evals)).to_pylist()
+        assert not found, [(written[one["row"]], evals[one["eval_row"]]) for one in found]
+    assert contaminated(pa.array([*written, asked[0]]), pa.array(asked)).num_rows  # it does find a copy
 
 
 def test_no_prompt_is_near_another_one_outside_its_group(gold: tuple[GoldRow, ...]) -> None:
