@@ -7,6 +7,7 @@ from ray_jobs.engine import Model
 from ray_jobs.prompts import PromptsConfig
 from ray_jobs.report import build_report
 from ray_jobs.report.diversity import diversity, pairs
+from ray_jobs.report.flow import steps
 from ray_jobs.report.source import Source
 from ray_jobs.step import run_steps
 from ray_jobs.votes import SAMPLE
@@ -44,6 +45,9 @@ def test_every_strategy_has_a_line_that_adds_up_with_the_tables(source):
     assert {line.leaf for line in made["leaves"]} == {"violent.weapons", "illegal.theft"}
     page = build_report(source.store, source.versions, source.policy)
     assert "Strategies of prompt synthesis" in page and "multi_turn" in page
+    calls = {role: used["calls"] for role, used in steps(source)["roles"]}
+    assert calls["writer"] == sum(line.asked for line in made["lines"]) and calls["embedder"] > 0
+    assert "answered by the request cache" in page and "<td>writer</td>" in page
 
 
 def test_twins_are_checked_by_the_labels_of_both_halves(source, put, safety):
