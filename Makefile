@@ -3,6 +3,7 @@
 # make test-vllm   the same for vLLM, in an environment of its own
 # make lint   formatting, lint and types
 # make bench  every benchmark, results under build/bench
+# make faults every fault of tests/faults, docs/reliability.md from what happened
 # make autoscaling  cluster.yaml's node types under Ray's autoscaler, docs/autoscaling.svg from what happened
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 ROOT ?= mill/local
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-slow test-vllm lint bench autoscaling setup clean
+.PHONY: demo test test-slow test-vllm lint bench faults autoscaling setup clean
 
 setup: $(READY)
 
@@ -56,6 +57,9 @@ bench: $(READY)
 	mkdir -p build/bench
 	for script in benchmarks/*.py; do \
 	  $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
+
+faults: $(READY)
+	$(BIN)/python -m tests.faults.matrix --json build/faults.json --doc docs/reliability.md
 
 autoscaling: $(READY)
 	$(BIN)/python -m tests.cluster.autoscale --plot docs/autoscaling.svg
