@@ -166,7 +166,7 @@ def print_leaves(store: Store, severities: list[str]) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Rows of a table; a token-labelled response with its boundary marked."""
-    from ray_jobs.commands_tokens import marked
+    from ray_jobs.commands_tokens import agreement, marked
 
     store = Store(options.root)
     version = store.resolve(options.table)
@@ -180,3 +180,5 @@ def show(options: argparse.Namespace) -> None:
             print(marked(row))
             continue
         print_json({name: value for name, value in row.items() if name != "digest"})
+    if version.name == "token_labels" and (told := agreement(store, version)):
+        print(told)

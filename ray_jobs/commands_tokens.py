@@ -12,6 +12,7 @@ from ray_jobs.cli import add, print_json
 from ray_jobs.files import check_writable, read_table, write_table
 
 if TYPE_CHECKING:
+    from ray_jobs.store import Store, TableVersion
     from ray_jobs.token_waves import Wave
 
 MODES_TOLD = "paper evaluates everything; exact finds the same token for less; bisect and recycle approximate"
@@ -117,6 +118,15 @@ def marked(row: dict[str, Any]) -> str:
         f"({row['paper_generated_tokens']} tokens)"
     )
     return "\n".join(lines)
+
+
+def agreement(store: Store, labels: TableVersion) -> str:
+    """How far the run's approximate mode agreed with the exact one; "" where the mode was exact."""
+    checks = store.find("token_label_checks", labels.provenance.identity)
+    rows = store.read(checks.ref, columns=["mode", "same"]).to_pylist() if checks and checks.rows else []
+    if not rows:
+        return ""
+    return f"{sum(row['same'] for row in rows)} of {len(rows)} texts checked: {rows[0]['mode']} as exact"
 
 
 def runs(evidence: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

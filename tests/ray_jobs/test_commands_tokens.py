@@ -5,7 +5,7 @@ import pytest
 from ray_jobs.cli import main
 from ray_jobs.commands_tokens import marked, visible
 from ray_jobs.store import Store
-from ray_jobs.token_labels import COSTS, TOKEN_LABELS
+from ray_jobs.token_labels import COSTS, TOKEN_CHECKS, TOKEN_LABELS
 
 
 def row(response: str, onset: int | None, **more) -> dict:
@@ -74,3 +74,14 @@ def test_show_prints_one_row_by_its_id(tmp_path, put, capsys):
     assert "好的。⟦Unsafe⟧坏事。" in told and "t2" not in told
     assert main(["show", "token_labels", "--root", root]) == 0
     assert "t2" in capsys.readouterr().out
+
+
+def test_show_says_how_far_an_approximate_mode_agreed_with_the_exact_one(tmp_path, put, capsys):
+    root = str(tmp_path / "root")
+    checks = [
+        {"id": f"c{i}", "parent_id": "t1", "group_id": "g", "mode": "bisect", "same": i > 0} for i in range(3)
+    ]
+    put(Store(root), "token_labels", TOKEN_LABELS, [row("other", None)], "run")
+    put(Store(root), "token_label_checks", TOKEN_CHECKS, checks, "run")
+    assert main(["show", "token_labels", "--root", root]) == 0
+    assert capsys.readouterr().out.endswith("2 of 3 texts checked: bisect as exact\n")
