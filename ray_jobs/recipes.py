@@ -116,7 +116,7 @@ def local() -> Recipe:
         responses=ResponsesConfig(share=0.12, sampling=Sampling(max_tokens=40, temperature=0.8)),
         voters=VotersConfig(written=600),
         votes=VotesConfig(people=False),
-        gen_guard=GuardConfig(rows=400, epochs=2, lr=1e-3, train_layers=4),
+        gen_guard=GuardConfig(rows=800, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512),
         token_labels=TokenLabelsConfig(
             Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),
