@@ -11,8 +11,10 @@ from typing import Any
 
 from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, Read, read_file
 from ray_jobs.file_guards import Checkpoint, judge, read_checkpoint
+from ray_jobs.file_roles import named
 from ray_jobs.file_scores import System, sampled, score_file
 from synth.errors import BadInput
+from synth.policy import load_policy
 
 COLUMNS = ("prompt", "response", "label", "category", "refusal", "language", "group", "history", "onset")
 
@@ -22,7 +24,10 @@ def add_evaluate(commands: Any) -> None:
     about = "score checkpoints of guards on benchmark files: strict and loose, with intervals"
     one = commands.add_parser("evaluate", help=about, description=about)
     one.set_defaults(command=evaluate_files)
-    one.add_argument("checkpoint", help="a checkpoint folder, or a root's table such as gen_guard@v1")
+    one.add_argument(
+        "checkpoint",
+        help="a checkpoint folder, a root's table such as gen_guard@v1, RECIPE:ROLE, or openai:MODEL",
+    )
     one.add_argument("data", nargs="+", help="files of labelled texts; hub:OWNER/NAME/PATH@COMMIT is fetched")
     one.add_argument("--against", action="append", default=[], metavar="CHECKPOINT",
                      help="a further checkpoint, compared on the same rows (McNemar); repeatable")  # fmt: skip
@@ -97,6 +102,11 @@ def opened(options: argparse.Namespace) -> list[Checkpoint]:
         raise BadInput(f"--resamples is a number from 1, not {options.resamples}")
     found = []
     for name in (options.checkpoint, *options.against):
+        if (model := named(name)) is not None:
+            policy = load_policy(options.policy or "safety")
+            template = options.template or "moderation_full"
+            found.append(Checkpoint(name, "gen", policy, template, model=model))
+            continue
         folder = checkpoint_folder(argparse.Namespace(checkpoint=name, root=options.root))
         found.append(read_checkpoint(folder, options.policy, options.template))
     return found

@@ -68,10 +68,14 @@ def serve(options: argparse.Namespace) -> None:
 
     gpu = torch.cuda.is_available() and options.device in ("", "cuda")
     done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
     try:
-        print(served(settings, options.port, gpu=gpu), flush=True)
+        address = served(settings, options.port, gpu=gpu)
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # after Ray, which takes SIGTERM for itself when it starts
+            signal.signal(number, lambda *_: done.set())
+        print(address, flush=True)
         done.wait()
         print("stopping", file=sys.stderr)
     finally:

@@ -52,13 +52,15 @@ Judged = list[Judgement | Failure]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder says of itself: `kind` ("gen", "stream"), policy (`changed` since the training), template."""
+    """What a folder says of itself: `kind` ("gen", "stream"), policy (`changed` since the training), template. With
+    `model`, no folder but a role or an endpoint (ray_jobs.file_roles)."""
 
     folder: str
     kind: str
     policy: Policy
     template: str
     changed: bool = False
+    model: Model | None = None
 
 
 def read_checkpoint(folder: str, policy: str = "", template: str = "") -> Checkpoint:
@@ -101,9 +103,7 @@ def judge(
 
     `answers`: a generative guard writes out every answer. `options` place the model (device, dtype, threads).
     """
-    from ray_jobs.engine.local import LocalModel
-
-    model = LocalModel(Model("local", checkpoint.folder, f"{checkpoint.kind}_guard", options=options))
+    model = _loaded(checkpoint, options)
     told: Judged = []
     for at in range(0, len(rows), BATCH):
         part = list(rows[at : at + BATCH])
@@ -113,7 +113,22 @@ def judge(
             else _gen(model, checkpoint, part, answers)
         )
         progress(len(told))
+    if hasattr(model, "close"):
+        model.close()
     return told
+
+
+def _loaded(checkpoint: Checkpoint, options: tuple[tuple[str, str | int | float | bool], ...]) -> Any:
+    """The model with its blocking calls, in this process."""
+    from ray_jobs.engine.local import LocalModel
+    from ray_jobs.file_roles import Asked
+
+    bound = checkpoint.model
+    if bound is not None and bound.engine == "openai":
+        return Asked(bound)
+    if bound is not None:
+        return LocalModel(replace(bound, options=bound.options + options))
+    return LocalModel(Model("local", checkpoint.folder, f"{checkpoint.kind}_guard", options=options))
 
 
 def _stream(model: Any, checkpoint: Checkpoint, rows: list[EvalRow]) -> Judged:

@@ -1,6 +1,7 @@
 """`guardmill evaluate`: judgements into tables by hand, and both kinds of a tiny random guard end to end."""
 
 import argparse
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from aiohttp import web
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -330,3 +332,69 @@ def test_a_folder_that_is_no_guard_is_told(tmp_path):
         read_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen3ForGuardModel"]}')
     assert read_checkpoint(str(tmp_path)).kind == "stream"
+
+
+async def guarded(arguments: list[str], monkeypatch) -> list[dict]:
+    """Runs the command against a guard behind a real endpoint, which flags what speaks of picking; returns what it was
+    asked."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append(body)
+        said = ["Safety", ":", " Unsafe" if "to pick" in body["messages"][-1]["content"] else " Safe"]
+        other = {"token": " x", "logprob": -3.0}
+        tokens = [
+            {"token": t, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": -0.1}, other]}
+            for t in said
+        ]
+        message = {"role": "assistant", "content": "".join(said)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": tokens}}
+        return web.json_response({"model": body["model"], "choices": [choice], "usage": {}})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    try:
+        await asyncio.to_thread(run, *arguments)
+    finally:
+        await runner.cleanup()
+    return asked
+
+
+def test_a_guard_behind_an_endpoint_is_scored_as_a_checkpoint_is(tmp_path, capsys, monkeypatch):
+    data = tmp_path / "mine.csv"
+    data.write_text("prompt,label\nhow to bake,safe\nhow to pick,unsafe\nhow to sing,safe\n")
+    arguments = [
+        "openai:some-guard",
+        str(data),
+        "--template",
+        "moderation_short",
+        "--resamples",
+        "20",
+        "--json",
+    ]
+    asked = asyncio.run(guarded(arguments, monkeypatch))
+    result = json.loads(capsys.readouterr().out)
+    assert [(one["system"], one["kind"]) for one in result["systems"]] == [("openai:some-guard", "gen")]
+    assert {one["f1"] for one in result["files"][0]["scores"]} == {1.0} and not result["files"][0]["failed"]
+    assert {body["model"] for body in asked} == {"some-guard"} and len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere:guard", "no recipe 'nowhere'"),
+        ("local:nobody", "binds no role 'nobody'"),
+        ("local:gen_guard", "name its table instead: gen_guard"),
+        ("local:embedder", "kind embedder, which answers no template"),
+        ("qwen3guard:judge", "runs on vllm; serve"),
+    ],
+)
+def test_a_role_that_cannot_be_asked_is_told(data, name, said):
+    with pytest.raises(BadInput, match=said):
+        run(name, data)

@@ -115,7 +115,8 @@ def test_the_command_serves_on_ray_and_ends_when_told(serving, tmp_path):
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 2 and f"port {port} of 127.0.0.1 cannot be used" in second.stderr
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
+        said = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, said
     finally:
         process.kill()
 
