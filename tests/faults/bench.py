@@ -185,7 +185,7 @@ class Trial:
             "injected": injected,
             "proof": proof,
             "recovered": recovered,
-            "said": self.sentence,
+            "said": self.sentence.replace(str(self.bench.folder), "…"),
             "rows": len(wanted),
             "lost": len(set(wanted) - set(texts)),
             "doubled": len(rows) - len(texts) + len(notes) - len(set(notes)),
