@@ -96,6 +96,8 @@ def add_run(commands: Any) -> None:
         one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
         one.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE",
                          help="rows of your own (JSONL, Parquet, CSV) as a further source; repeatable")  # fmt: skip
+        one.add_argument("--evaluation", dest="evaluations", action="append", default=[], metavar="FILE",
+                         help="a file of texts to keep training away from; repeatable")  # fmt: skip
         one.add_argument("--until", metavar="STEP", help="stop after this step")
         one.add_argument("--json", action="store_true", help="print the result as JSON")
         if name == "plan":

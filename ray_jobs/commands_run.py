@@ -16,6 +16,7 @@ from synth.errors import BadInput
 
 def prepared(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The recipe with the command line's overrides, its policy and its root."""
+    from ray_jobs.dedup import held_out
     from ray_jobs.files import import_file, read_import
     from ray_jobs.recipes import named
     from synth.policy import load_policy
@@ -29,6 +30,12 @@ def prepared(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         for file in files:  # a bad row is told before anything starts
             deque(read_import(file, policy), maxlen=0)
         recipe = replace(recipe, seeds=replace(recipe.seeds, imports=files))
+    if options.evaluations:
+        sets = tuple(import_file(path) for path in options.evaluations)
+        held_out(None, sets)  # a file that is no evaluation set is told before anything starts
+        recipe = replace(
+            recipe, dedup=replace(recipe.dedup, evaluations=sets), gate=replace(recipe.gate, evaluations=sets)
+        )
     return recipe, policy, options.root or f"mill/{recipe.name}"
 
 

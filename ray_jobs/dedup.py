@@ -1,4 +1,4 @@
-"""dedup: near-duplicate prompts out, contrastive twins kept, nothing near the held-out gold rows let through.
+"""dedup: near-duplicate prompts out, contrastive twins kept, nothing near an evaluation set let through.
 
 Every removal can be audited: `duplicates` names the row that stayed, the similarity and the band that found the pair;
 `conflicts` holds near-duplicates whose labels disagree (both stay); `contaminated` the rows too near an evaluation
@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from ray_jobs.engine import Failure
+from ray_jobs.files import Import, import_file, read_table, readable
 from ray_jobs.seeds import PROMPT
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
 from synth import dedup
 from synth.decontaminate import contaminated
+from synth.errors import BadInput
 from synth.ids import row_id
 from synth.survivors import CONFLICTS as PAIR_CONFLICTS
 from synth.survivors import DUPLICATES as PAIR_DUPLICATES
@@ -36,10 +41,13 @@ CONTAMINATED = table_schema(
 
 @dataclass(frozen=True)
 class DedupJobConfig:
-    """`against_gold`: drop rows near the gold rows held out for evaluation."""
+    """`against_gold`: drop rows near the gold rows held out for evaluation; `evaluations`: and those near these
+    registered evaluation sets; `semantic`: a second pass over embeddings (role `embedder`), at dedup.semantic."""
 
     dedup: dedup.DedupConfig = dedup.DedupConfig(prefer=("seed", "pair", "import"))
     against_gold: bool = True
+    evaluations: tuple[Import, ...] = ()
+    semantic: bool = False
 
 
 def step(config: DedupJobConfig) -> Step:
@@ -50,17 +58,26 @@ def step(config: DedupJobConfig) -> Step:
         "contaminated": CONTAMINATED,
     }
     sides = ("prompts", "gold") if config.against_gold else ("prompts",)
-    return Step("dedup", run, config, tables, sides=sides, by_group=True)
+    roles = ("embedder",) if config.semantic else ()
+    return Step("dedup", run, config, tables, sides=sides, roles=roles, by_group=True)
 
 
 def run(work: Work) -> Output:
     """Drop what is near a held-out gold row, then near-duplicates."""
     table = work.read("prompts").drop_columns(["digest"])
     near: list[dict[str, Any]] = []
-    if work.config.against_gold:
-        table, near = decontaminate(table, work.read("gold"))
+    gold = work.read("gold") if work.config.against_gold else None
+    for name, texts in held_out(gold, work.config.evaluations).items():
+        table, found = decontaminate(table, name, texts)
+        near += found
     result = dedup.deduplicate(
-        table, work.config.dedup, text="text", label="intended", pair="pair_id", priority="source"
+        table,
+        work.config.dedup,
+        text="text",
+        label="intended",
+        pair="pair_id",
+        priority="source",
+        vectors=vectors(work, table["text"].to_pylist()) if work.config.semantic else None,
     )
     kept = table.take(pa.array(result.rows))
     groups = dict(zip(table["id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
@@ -74,6 +91,13 @@ def run(work: Work) -> Output:
     return Output(tables, dropped=+dropped)
 
 
+def vectors(work: Work, texts: list[str]) -> np.ndarray:
+    """The texts' embeddings; a text that the embedder could not read is near nothing."""
+    found = work.engines.get("embedder").embed(texts)
+    size = next((len(one) for one in found if not isinstance(one, Failure)), 1)
+    return np.stack([np.zeros(size) if isinstance(one, Failure) else np.asarray(one) for one in found])
+
+
 def audited(pairs: pa.Table, kind: str, groups: dict[str, str]) -> list[dict[str, Any]]:
     """Pairs as rows of a side table: `row` is the removed (or disputed) prompt."""
     rows = []
@@ -84,14 +108,28 @@ def audited(pairs: pa.Table, kind: str, groups: dict[str, str]) -> list[dict[str
     return rows
 
 
-def decontaminate(table: pa.Table, gold: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """The rows far enough from every held-out gold prompt, and those that are not."""
-    held = [row["prompt"] for row in gold.to_pylist() if row["split"] == "test"]
+def held_out(gold: pa.Table | None, evaluations: tuple[Import, ...]) -> dict[str, list[str]]:
+    """The texts that training must stay away from, by the name of their evaluation set: the prompts of held-out gold
+    rows, and the registered files' column `prompt` (or `text`). BadInput for a file that has changed."""
+    held: dict[str, list[str]] = {}
+    if gold is not None:
+        held["gold"] = [row["prompt"] for row in gold.to_pylist() if row["split"] == "test"]
+    for file in evaluations:
+        if import_file(file.path).sha256 != file.sha256:
+            raise BadInput(f"{file.path}: the evaluation set is not the one that was registered")
+        table = read_table(file.path)
+        name = "prompt" if "prompt" in table.column_names else "text"
+        held[Path(file.path).name] = [text or "" for text in readable(table, name, file.path).to_pylist()]
+    return held
+
+
+def decontaminate(table: pa.Table, name: str, held: list[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The rows far enough from every text of an evaluation set, and those that are not."""
     found = {row["row"]: row for row in contaminated(table["text"], pa.array(held, pa.string())).to_pylist()}
     texts = table.select(["id", "group_id", "text"]).to_pylist()
     rows = [
         {
-            "id": row_id(texts[at]["id"], "contaminated", ""),
+            "id": row_id(texts[at]["id"], "contaminated", name),
             "parent_id": texts[at]["id"],
             "group_id": texts[at]["group_id"],
             "text": texts[at]["text"],

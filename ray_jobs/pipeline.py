@@ -15,6 +15,7 @@ from ray_jobs import (
     dedup,
     distilled,
     evaluation,
+    gate,
     gen_guard,
     gold,
     human_labels,
@@ -54,6 +55,7 @@ def steps(recipe: Recipe, policy: Policy) -> list[Step]:
         translations.step(recipe.translations),
         controversial.step(recipe.controversial),
         distilled.step(recipe.distilled),
+        gate.step(recipe.gate),
         gen_guard.step(recipe.gen_guard),
         *(
             [token_labels.step(recipe.token_labels), stream_guard.step(recipe.stream_guard)]

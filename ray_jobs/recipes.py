@@ -21,6 +21,7 @@ from ray_jobs.dedup import DedupJobConfig
 from ray_jobs.distilled import DistilledConfig
 from ray_jobs.engine import Model, Sampling
 from ray_jobs.evaluation import EvaluationConfig
+from ray_jobs.gate import GateConfig
 from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
@@ -73,6 +74,7 @@ class Recipe:
     translations: TranslationsConfig = TranslationsConfig()
     controversial: ControversialConfig = ControversialConfig()
     distilled: DistilledConfig = DistilledConfig()
+    gate: GateConfig = GateConfig()
     gen_guard: GuardConfig = GuardConfig()
     token_labels: TokenLabelsConfig = TokenLabelsConfig()
     stream_guard: GuardConfig = GuardConfig(train_layers=0, epochs=8, lr=1e-3)

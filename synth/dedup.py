@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from synth.near import DedupConfig, Edges, all_edges, copies, near_edges, sign, signatures
+from synth.near import DedupConfig, Edges, all_edges, copies, near_edges, sign, signatures, united
+from synth.semantic import semantic_edges
 from synth.survivors import (
     Rows,
     cluster_rows,
@@ -33,7 +35,8 @@ __all__ = ["DedupConfig", "DedupResult", "deduplicate", "signatures"]
 @dataclass(frozen=True)
 class DedupResult:
     """kept: ids in the input's order, and `rows`, their positions there. duplicates: survivors.DUPLICATES
-    (`band` is the band that found the row, -1 an exact copy, -2 a repeated id; `via` the neighbour that ties
+    (`band` is the band that found the row, -1 an exact copy, -2 a repeated id, -3 a neighbour by meaning, whose
+    `via_similarity` is the cosine; `via` the neighbour that ties
     it to the kept row, often that row itself). conflicts: survivors.CONFLICTS. counts: rows by what became of
     them, and pairs by how far they came."""
 
@@ -52,8 +55,12 @@ def deduplicate(
     pair: str = "pair_id",
     priority: str = "source",
     threads: int = 2,
+    vectors: np.ndarray | None = None,
 ) -> DedupResult:
     """Find near-duplicates in a table with columns `id` and `text`, and say which rows survive.
+
+    vectors: embeddings of the texts, float [rows, size]; with them rows at or above `config.semantic` by cosine are
+    near-duplicates too (semantic.py).
 
     Memory: about 1.5 kB a row plus 16 bytes for each token. Raises BadInput for a missing column. Null and
     empty texts, and texts of punctuation alone, are kept and counted as `empty`.
@@ -74,6 +81,13 @@ def deduplicate(
         "nulls": table[text].null_count,
         "candidate_pairs": candidates,
     }
+    if vectors is not None:
+        spoken = np.flatnonzero(
+            pc.not_equal(pc.utf8_trim_whitespace(rows.text), "").to_numpy(zero_copy_only=False)
+        )
+        close = semantic_edges(vectors[rows.position[spoken]], config.semantic, spoken)
+        counts["semantic_pairs"] = len(close.left)
+        near = united(near, close)
     return _conclude(rows, first, near, config, counts)
 
 

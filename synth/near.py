@@ -21,13 +21,15 @@ EXACT = -1  # in place of a band's number
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """threshold: Jaccard similarity from which rows are duplicates. ngram: None follows the text's length."""
+    """threshold: Jaccard similarity from which rows are duplicates. ngram: None follows the text's length.
+    semantic: cosine from which rows are duplicates where embeddings are given."""
 
     threshold: float = 0.7
     permutations: int = 128
     ngram: int | None = None
     seed: int = 0
     prefer: tuple[str, ...] = ("human", "gold", "seed")
+    semantic: float = 0.95
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -177,6 +179,16 @@ def all_edges(near: Edges, first: np.ndarray) -> Edges:
         np.concatenate([np.ones(len(copy)), near.similarity]),
         np.concatenate([np.full(len(copy), EXACT), near.band]),
     )
+
+
+def united(one: Edges, two: Edges) -> Edges:
+    """Both sets of edges; of a pair in both the first set's."""
+    left, right = np.concatenate([one.left, two.left]), np.concatenate([one.right, two.right])
+    _, first = np.unique(np.stack([left, right]), axis=1, return_index=True)
+    both = Edges(
+        left, right, np.concatenate([one.similarity, two.similarity]), np.concatenate([one.band, two.band])
+    )
+    return both.where(np.sort(first))
 
 
 def row_similarity(texts: pa.Array, left: np.ndarray, right: np.ndarray, config: DedupConfig) -> np.ndarray:

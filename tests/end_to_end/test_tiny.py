@@ -17,7 +17,7 @@ from synth.policy import load_policy
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 MAIN_TABLES = (
     "seeds", "gold", "prompts", "deduped", "responses", "voters", "combiner", "votes", "translations",
-    "controversial", "distilled", "gen_guard", "token_labels", "stream_guard", "evaluation", "report",
+    "controversial", "distilled", "gate", "gen_guard", "token_labels", "stream_guard", "evaluation", "report",
 )  # fmt: skip
 
 
