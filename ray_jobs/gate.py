@@ -62,3 +62,9 @@ def run(work: Work) -> Output:
             f"nothing was trained: {'; '.join(found[:NAMED])}{more}"
         )
     return Output({"gate": rows})
+
+
+if __name__ == "__main__":
+    from ray_jobs.job import main
+
+    main("gate")

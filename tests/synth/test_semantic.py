@@ -58,7 +58,11 @@ def test_the_tables_are_those_of_the_first_pass():
     assert result.kept["id"].to_pylist() == ["b", "d", "e"]
     gone = {row["id"]: row for row in result.duplicates.to_pylist()}
     assert gone["a"]["kept_id"] == "b" and gone["a"]["band"] == SEMANTIC and gone["a"]["via_similarity"] > 0.9
-    assert {(row["id"], row["other_id"]) for row in result.conflicts.to_pylist()} == {("a", "e"), ("b", "e"), ("c", "e")}
+    assert {(row["id"], row["other_id"]) for row in result.conflicts.to_pylist()} == {
+        ("a", "e"),
+        ("b", "e"),
+        ("c", "e"),
+    }
     assert result.counts["semantic_pairs"] >= 3
     assert len(deduplicate(data).duplicates) == 1
 
