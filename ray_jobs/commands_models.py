@@ -19,7 +19,7 @@ def add_models(commands: Any) -> None:
     one.add_argument("--root", help="where the run's own checkpoints live; default: mill/RECIPE")
     one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.set_defaults(imports=[])
+    one.set_defaults(imports=[], evaluations=[])
     one = add(commands, "preview", preview, "a few rows through one step; nothing is committed")
     one.add_argument("step", help="prompts, responses, votes, …: a step that works row by row")
     one.add_argument("-n", type=int, default=5, help="rows that go in, about, and rows shown of each table")
@@ -27,7 +27,7 @@ def add_models(commands: Any) -> None:
     one.add_argument("--root", help="where its inputs live; default: mill/RECIPE")
     one.add_argument("--policy", help="another policy: a packaged name or a YAML file")
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.set_defaults(imports=[])
+    one.set_defaults(imports=[], evaluations=[])
 
     one = add(
         commands, "strategies", strategies, "accepted and rejected prompts of every strategy, with reasons"

@@ -32,7 +32,7 @@ def train_rl(options: argparse.Namespace) -> None:
     from ray_jobs.pipeline import rl_steps, run_of
     from ray_jobs.step import run_steps
 
-    options.imports = []
+    options.imports = options.evaluations = []
     recipe, policy, root = prepared(options)
     if options.circular:
         recipe = replace(recipe, rl_evaluation=replace(recipe.rl_evaluation, circular=True))

@@ -23,7 +23,7 @@ def test_every_step_of_the_flow_is_a_command_of_its_own(monkeypatch, safety):
         with warnings.catch_warnings():  # the module is imported already
             warnings.simplefilter("ignore", RuntimeWarning)
             runpy.run_module(f"ray_jobs.{name}", run_name="__main__", alter_sys=False)
-    assert started == names and len(names) == 16
+    assert started == names and len(names) == 17
 
 
 def test_a_step_alone_reads_the_newest_inputs_and_makes_its_table_only(tmp_path, inline):
