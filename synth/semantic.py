@@ -40,8 +40,8 @@ def semantic_edges(
     left, right, cosine = np.concatenate(parts, axis=1)
     ends = np.sort(rows[np.stack([left, right]).astype(np.int64)], axis=0)
     apart = ends[0] < ends[1]
-    ends, first = np.unique(ends[:, apart], axis=1, return_index=True)
-    found = np.minimum(cosine[apart][first], 1.0)
+    ends, kept = np.unique(ends[:, apart], axis=1, return_index=True)
+    found = np.minimum(cosine[apart][kept], 1.0)
     return Edges(ends[0], ends[1], found, np.full(len(found), SEMANTIC, dtype=np.int64))
 
 
