@@ -82,7 +82,17 @@ def test_wrong_options_are_told_before_anything_is_written(labelled, tmp_path, c
     assert not out.exists()
 
 
+@pytest.fixture
+def ray_ends():
+    """The command's Ray ends with its process; here it must not outlive the test."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_ends")
 def test_a_file_becomes_a_guard_that_evaluate_reads_and_a_second_call_does_nothing(
     labelled, tmp_path, capsys
 ):
