@@ -31,13 +31,7 @@ def add_evaluate(commands: Any) -> None:
     one.add_argument("data", nargs="+", help="files of labelled texts; hub:OWNER/NAME/PATH@COMMIT is fetched")
     one.add_argument("--against", action="append", default=[], metavar="CHECKPOINT",
                      help="a further checkpoint, compared on the same rows (McNemar); repeatable")  # fmt: skip
-    one.add_argument("--format", action="append", choices=FORMATS, metavar="FORMAT",
-                     help=f"of all files, or once per file: {', '.join(FORMATS)}; default: plain")  # fmt: skip
-    for name in COLUMNS:
-        given = {"prompt": "prompt", "label": "label"}.get(name, "")
-        one.add_argument(
-            f"--{name}", default=given, metavar="COLUMN", help=f"plain files: the column of the {name}"
-        )
+    add_formats(one)
     one.add_argument("--limit", type=int, metavar="N", help="at most N rows of each file, drawn by --seed")
     one.add_argument("--seed", type=int, default=0, help="of the draw and of the bootstraps; default: 0")
     one.add_argument("--resamples", type=int, default=1000, help="of each bootstrap; default: 1000")
@@ -52,6 +46,32 @@ def add_evaluate(commands: Any) -> None:
         "--page", default="", metavar="FILE", help="also write one HTML file with tables and charts"
     )
     one.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_formats(one: Any) -> None:
+    """The options that say how labelled files are read; `formats` and `columns` take them."""
+    one.add_argument("--format", action="append", choices=FORMATS, metavar="FORMAT",
+                     help=f"of all files, or once per file: {', '.join(FORMATS)}; default: plain")  # fmt: skip
+    for name in COLUMNS:
+        given = {"prompt": "prompt", "label": "label"}.get(name, "")
+        one.add_argument(
+            f"--{name}", default=given, metavar="COLUMN", help=f"plain files: the column of the {name}"
+        )
+
+
+def formats(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Every file with its format. BadInput unless one format is named for all, or one per file."""
+    told = options.format or ["plain"]
+    if len(told) not in (1, len(options.data)):
+        raise BadInput(
+            f"{len(told)} formats for {len(options.data)} files: name one for all, or one per file"
+        )
+    return zip(options.data, told * len(options.data) if len(told) == 1 else told, strict=True)
+
+
+def columns(options: argparse.Namespace) -> Columns:
+    """What the columns of plain files are called."""
+    return Columns(**{name: getattr(options, name) for name in COLUMNS})
 
 
 def evaluate_files(options: argparse.Namespace) -> None:
@@ -114,16 +134,9 @@ def opened(options: argparse.Namespace) -> list[Checkpoint]:
 
 def given(options: argparse.Namespace, first: Checkpoint) -> Iterator[tuple[str, str, Read]]:
     """Every file with its format and texts."""
-    formats = options.format or ["plain"]
-    if len(formats) not in (1, len(options.data)):
-        raise BadInput(
-            f"{len(formats)} formats for {len(options.data)} files: name one for all, or one per file"
-        )
-    formats = formats * len(options.data) if len(formats) == 1 else formats
-    columns = Columns(**{name: getattr(options, name) for name in COLUMNS})
     decode = decoder(options.qwen3_tokenizer) if options.qwen3_tokenizer else None
-    for path, format in zip(options.data, formats, strict=True):
-        yield path, format, read_file(path, format, columns, first.policy, decode)
+    for path, format in formats(options):
+        yield path, format, read_file(path, format, columns(options), first.policy, decode)
 
 
 def decoder(folder: str) -> Callable[[Sequence[int]], str]:

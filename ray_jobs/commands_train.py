@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.cli import print_json
-from ray_jobs.commands_evaluate import COLUMNS
+from ray_jobs.commands_evaluate import add_formats, columns, formats
 from ray_jobs.commands_rl import add_rl
-from ray_jobs.eval_formats import FORMATS, Columns, EvalRow, read_file
+from ray_jobs.eval_formats import EvalRow, read_file
 from ray_jobs.eval_formats.hub import local
 from ray_jobs.file_scores import sampled
 from synth.errors import BadInput
@@ -38,13 +38,7 @@ def add_train(commands: Any) -> None:
         one.set_defaults(command=train_files, kind=kind)
         one.add_argument("data", nargs="+", help="files of labelled texts")
         one.add_argument("--out", required=True, metavar="FOLDER", help="the guard comes to FOLDER/guard")
-        one.add_argument("--format", action="append", choices=FORMATS, metavar="FORMAT",
-                         help=f"of all files, or once per file: {', '.join(FORMATS)}; default: plain")  # fmt: skip
-        for name in COLUMNS:
-            given = {"prompt": "prompt", "label": "label"}.get(name, "")
-            one.add_argument(
-                f"--{name}", default=given, metavar="COLUMN", help=f"plain files: the column of the {name}"
-            )
+        add_formats(one)
         one.add_argument("--limit", type=int, metavar="N", help="at most N rows of each file")
         one.add_argument("--policy", default="safety", help="a packaged policy's name or a YAML file")
         if kind == "gen":
@@ -102,16 +96,9 @@ def train_files(options: argparse.Namespace) -> None:
 
 def given(options: argparse.Namespace, policy: Policy) -> list[list[EvalRow]]:
     """Every file's labelled texts."""
-    formats = options.format or ["plain"]
-    if len(formats) not in (1, len(options.data)):
-        raise BadInput(
-            f"{len(formats)} formats for {len(options.data)} files: name one for all, or one per file"
-        )
-    formats = formats * len(options.data) if len(formats) == 1 else formats
-    columns = Columns(**{name: getattr(options, name) for name in COLUMNS})
     found = []
-    for path, format in zip(options.data, formats, strict=True):
-        read = read_file(path, format, columns, policy)
+    for path, format in formats(options):
+        read = read_file(path, format, columns(options), policy)
         for reason, count in read.left_out.items():
             print(f"{path}: {count} rows left out ({reason})", file=sys.stderr)
         found.append(sampled(read.rows, options.limit, options.seed))
