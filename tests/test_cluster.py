@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ray_jobs.recipes_scale import SIZES, qwen3guard, replica_gib, single_gpu, t
 from ray_jobs.step import Step
 from ray_jobs.step.definition import resolve_roles
 from synth.errors import BadInput
-from synth.policy import load_policy
+from synth.policy import Policy, load_policy
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
@@ -34,8 +35,13 @@ def gpus(model: Model) -> float:
     return float(model.option("gpus", 0))
 
 
+@cache
+def policy_of(name: str) -> Policy:
+    return load_policy(name)
+
+
 def flow(recipe: Recipe) -> list[Step]:
-    return steps(recipe, load_policy(recipe.policy))
+    return steps(recipe, policy_of(recipe.policy))
 
 
 def loaded(recipe: Recipe) -> Iterator[tuple[Step, set[Model]]]:
@@ -250,7 +256,7 @@ def test_training_fits_eight_cards_of_either_gpu_type(backbone: str) -> None:
 
 def test_safety_rl_of_the_scale_recipe_binds_every_role_and_its_trainer_is_told_what_trl_accepts() -> None:
     recipe = qwen3guard()
-    for step in rl_steps(recipe, load_policy("safety")):
+    for step in rl_steps(recipe, policy_of("safety")):
         assert set(step.roles) - {"safety_judge"} <= set(resolve_roles(step, recipe.roles))
     told = recipe.rl_policy.training("Qwen/Qwen3-4B", 0).trl()
     assert told["use_vllm"] and told["steps_per_generation"] > told["gradient_accumulation_steps"]

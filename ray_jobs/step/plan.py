@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from ray_jobs.step.commit import committed
 from ray_jobs.step.definition import Step, Work, resolve_roles, step_identity
-from ray_jobs.step.run import Run, committed
+from ray_jobs.step.run import Run
 from ray_jobs.step.units import FACTS, Unit, cut_units, finished, read_facts, to_table
 from ray_jobs.store import TableVersion, row_digests, without
 from synth.errors import BadInput

@@ -1,23 +1,22 @@
-"""Running steps: find what is done, do what is not, commit once, side tables first."""
+"""Running steps: find what is done, do what is not, commit."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.progress import Progress
 from ray_jobs.step.artifacts import checkpoint_of, resolve_model
-from ray_jobs.step.definition import Step, StepFailed, Work, identifying, resolve_roles, step_identity
-from ray_jobs.step.units import QUARANTINE, Unit, add_up, cut_units, finished, record_path, run_unit
+from ray_jobs.step.commit import commit, committed
+from ray_jobs.step.definition import Step, Work, resolve_roles, step_identity
+from ray_jobs.step.units import Unit, cut_units, finished, run_unit
 from ray_jobs.step.watchdog import Watch, watched
-from ray_jobs.store import Provenance, Store, StoreError, TableVersion
+from ray_jobs.store import Store, StoreError, TableVersion
 from synth.errors import BadInput
-from synth.ids import stable_hash
 from synth.policy import Policy
 
 if TYPE_CHECKING:
@@ -157,16 +156,7 @@ def run_step(step: Step, run: Run) -> dict[str, TableVersion]:
     work = Work("all", identity, {}, step.config, run.policy, run.seed, engines, run.store, versions)
     with watched(step.name, run.stall_s, engines, run.store.working_folder(step.name)) as watch:
         records = list(_records(step, run, work, weights, watch))
-    return _commit(step, run, identity, versions, weights, records)
-
-
-def committed(store: Store, step: Step, identity: str) -> dict[str, TableVersion]:
-    """The versions of the step's tables that carry `identity`; empty when its main table has none."""
-    main = store.find(step.main, identity)
-    if main is None:
-        return {}
-    sides = {name: store.find(name, identity) for name in step.tables if name != step.main}
-    return {step.main: main, **{name: version for name, version in sides.items() if version is not None}}
+    return commit(step, run, identity, versions, weights, records)
 
 
 def _records(
@@ -224,81 +214,3 @@ def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Itera
         if row["raised"]:
             raise pickle.loads(row["raised"])
         yield json.loads(row["record"])
-
-
-def _commit(
-    step: Step,
-    run: Run,
-    identity: str,
-    versions: Mapping[str, TableVersion],
-    weights: Mapping[str, str],
-    records: list[dict[str, Any]],
-) -> dict[str, TableVersion]:
-    """Check the error budget (above it only the quarantine is committed), then side tables, then the main one, which is
-    the step's success."""
-    fragments, totals = add_up(records)
-    bound = resolve_roles(step, run.roles)
-    provenance = Provenance(
-        step=step.name,
-        identity=identity,
-        config=identifying(step.config),
-        policy_hash=stable_hash(step.reads(run.policy, None)),
-        inputs={name: version.ref for name, version in versions.items()},
-        models={role: f"{model.name} ({weights[role]})" for role, model in bound.items()},
-        code_revision=run.code_revision,
-        counts={
-            "in": totals["in"],
-            "out": totals["rows"].get(step.main, 0),
-            "failed": totals["failed"],
-            "dropped": totals["dropped"],
-        },
-        tokens=_sum(totals["usage"], "prompt_tokens", "completion_tokens"),
-        calls=_sum(totals["usage"], "calls"),
-        usage=totals["usage"],
-        seconds=totals["seconds"],
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    quarantine = f"{step.name}_quarantine"
-    lost = fragments.get(quarantine, [])
-    if _over_budget(step, run, totals):
-        # under a name of its own: when a retry succeeds, `find` must not take this try's rows for that one's
-        told = replace(provenance, identity=f"{identity}-over-budget")
-        run.store.commit(quarantine, QUARANTINE, lost, told)
-        _forget_failed(step, run, totals, records)
-    sides = [(name, schema) for name, schema in step.tables.items() if name != step.main]
-    sides += [(quarantine, QUARANTINE)] if lost else []
-    made = {
-        name: run.store.find(name, identity)
-        or run.store.commit(name, schema, fragments.get(name, []), provenance)
-        for name, schema in sides
-    }
-    version = run.store.commit(step.main, step.tables[step.main], fragments.get(step.main, []), provenance)
-    run.progress.finished(step.name, provenance)
-    return {step.main: version, **made}
-
-
-def _sum(usage: Mapping[str, Mapping[str, int]], *names: str) -> int:
-    return sum(used.get(name, 0) for used in usage.values() for name in names)
-
-
-def _over_budget(step: Step, run: Run, totals: Mapping[str, Any]) -> bool:
-    """Whether a larger share of the rows failed than the recipe allows."""
-    return totals["failed"] > run.error_budget * _seen(step, totals)
-
-
-def _seen(step: Step, totals: Mapping[str, Any]) -> int:
-    return max(totals["in"], totals["rows"].get(step.main, 0) + totals["failed"], 1)
-
-
-def _forget_failed(
-    step: Step, run: Run, totals: Mapping[str, Any], records: list[dict[str, Any]]
-) -> NoReturn:
-    """Forget the units that hold failed rows, so that a rerun tries them again, and say what happened."""
-    for record in records:
-        if record["failed"]:
-            run.store.remove_json(record_path(step, record["identity"]))
-    seen = _seen(step, totals)
-    raise StepFailed(
-        f"step {step.name}: {totals['failed']} of {seen} rows failed ({totals['failed'] / seen:.1%}, "
-        f"budget {run.error_budget:.1%}); reasons and raw texts are in table {step.name}_quarantine"
-    )

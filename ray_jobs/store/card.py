@@ -15,63 +15,8 @@ if TYPE_CHECKING:
 _SUFFIXES = {"parquet": "parquet", "jsonl": "jsonl"}
 _DESCRIBING = ("side", "language", "severity", "intended", "origin", "source", "outcome", "reason")
 _VALUES = 20  # a card is read by people
-
-
-def data_card(store: "Store", at: TableVersion, schema: pa.Schema, manifest: dict[str, Any]) -> str:
-    """Markdown with a YAML header that `datasets.load_dataset(FOLDER)` understands."""
-    made = at.provenance
-    before = [v.provenance for v in all_inputs(store, at)]
-    models = sorted({(role, name) for one in (made, *before) for role, name in one.models.items()})
-    named = "\n".join(f"- {_code(role)}: {_code(name)}" for role, name in models) or "- none"
-    parts = [part for part in manifest["files"] if "first_row" in part]
-    origin = f"- copied from: {_code(made.origin)}\n" if made.origin else ""
-    header = [f"pretty_name: {json.dumps(at.ref)}"]
-    if manifest["format"] in _SUFFIXES:
-        files = f"data/*.{_SUFFIXES[manifest['format']]}"
-        header += ["configs:", "- config_name: default", f"  data_files: {json.dumps(files)}"]
-    inputs = (
-        "\n".join(f"- {_code(name)}: {_code(ref)}" for name, ref in sorted(made.inputs.items())) or "- none"
-    )
-    columns = "\n".join(f"| {_code(f.name)} | {_code(str(f.type))} |" for f in schema)
-    dropped = made.counts.get("dropped") or {}
-    counts = [f"- rows here: {at.rows}"]
-    counts += [f"- rows {key}: {made.counts[key]}" for key in ("in", "out", "failed") if key in made.counts]
-    counts += [f"- dropped, {_code(reason)}: {n}" for reason, n in sorted(dropped.items())]
-    return f"""---
-{chr(10).join(header)}
----
-# {at.ref}
-
-{at.rows} rows in {len(parts)} {manifest["format"]} files, made by step {_code(made.step)} of
-guardmill at {made.created}. `manifest.json` has the sha256 of every file and the whole provenance.
-
-## How it was made
-{origin}- step identity: {_code(made.identity)}
-- policy: {_code(made.policy_hash)}
-- code: {_code(made.code_revision)}
-- cost: {made.calls} model calls, {made.tokens} tokens, {made.seconds:.1f} s
-
-Inputs:
-{inputs}
-
-Models that had a part in these rows, here or in a step before, by role, with what names their weights:
-{named}
-
-Configuration:
-```json
-{json.dumps(made.config, ensure_ascii=False, indent=1, sort_keys=True).replace("```", "'''")}
-```
-
-## Counts
-{chr(10).join(counts)}
-{_by_value(store, at, schema)}
-## Columns
-| column | type |
-|---|---|
-{columns}
-
-`id` is a hash of the parent's id, the kind of row and its content; `parent_id` is the row it was made from;
-`group_id` is the root seed: split by it, never by row, or twins and translations straddle the split. `digest`
+_ALWAYS = """`id` is a hash of the parent's id, the kind of row and its content; `parent_id` is the row it was made
+from; `group_id` is the root seed: split by it, never by row, or twins and translations straddle the split. `digest`
 is a hash of all other columns.
 
 ## Licences
@@ -83,6 +28,71 @@ the texts of a policy that came with guardmill. Nobody has cleared them for you.
 Labels come from models and rules, checked against a small gold set, and some are wrong. Texts are synthetic
 unless a source was imported. They are made to train and test safeguards: some ask for harmful things.
 """
+
+
+def data_card(store: "Store", at: TableVersion, schema: pa.Schema, manifest: dict[str, Any]) -> str:
+    """Markdown with a YAML header that `datasets.load_dataset(FOLDER)` understands."""
+    parts = [part for part in manifest["files"] if "first_row" in part]
+    made = at.provenance
+    title = f"""# {at.ref}
+
+{at.rows} rows in {len(parts)} {manifest["format"]} files, made by step {_code(made.step)} of
+guardmill at {made.created}. `manifest.json` has the sha256 of every file and the whole provenance."""
+    sections = (_making(store, at), _counts(store, at, schema), _columns(schema), _ALWAYS)
+    return f"{_header(at, manifest['format'])}\n{title}\n\n" + "\n\n".join(sections)
+
+
+def _header(at: TableVersion, kind: str) -> str:
+    """What `datasets` reads."""
+    lines = [f"pretty_name: {json.dumps(at.ref)}"]
+    if kind in _SUFFIXES:
+        files = json.dumps(f"data/*.{_SUFFIXES[kind]}")
+        lines += ["configs:", "- config_name: default", f"  data_files: {files}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _making(store: "Store", at: TableVersion) -> str:
+    """Step, inputs, models and configuration."""
+    made = at.provenance
+    before = [version.provenance for version in all_inputs(store, at)]
+    models = sorted({(role, name) for one in (made, *before) for role, name in one.models.items()})
+    origin = f"- copied from: {_code(made.origin)}\n" if made.origin else ""
+    config = json.dumps(made.config, ensure_ascii=False, indent=1, sort_keys=True).replace("```", "'''")
+    return f"""## How it was made
+{origin}- step identity: {_code(made.identity)}
+- policy: {_code(made.policy_hash)}
+- code: {_code(made.code_revision)}
+- cost: {made.calls} model calls, {made.tokens} tokens, {made.seconds:.1f} s
+
+Inputs:
+{_listed(sorted(made.inputs.items()))}
+
+Models that had a part in these rows, here or in a step before, by role, with what names their weights:
+{_listed(models)}
+
+Configuration:
+```json
+{config}
+```"""
+
+
+def _listed(pairs: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {_code(name)}: {_code(value)}" for name, value in pairs) or "- none"
+
+
+def _counts(store: "Store", at: TableVersion, schema: pa.Schema) -> str:
+    """Rows in and out, what was dropped and why, and the values of the describing columns."""
+    counts = at.provenance.counts
+    lines = [f"- rows here: {at.rows}"]
+    lines += [f"- rows {key}: {counts[key]}" for key in ("in", "out", "failed") if key in counts]
+    dropped = counts.get("dropped") or {}
+    lines += [f"- dropped, {_code(reason)}: {n}" for reason, n in sorted(dropped.items())]
+    return "\n".join(["## Counts", *lines, _by_value(store, at, schema)]).rstrip()
+
+
+def _columns(schema: pa.Schema) -> str:
+    columns = "\n".join(f"| {_code(f.name)} | {_code(str(f.type))} |" for f in schema)
+    return f"## Columns\n| column | type |\n|---|---|\n{columns}"
 
 
 def _by_value(store: "Store", at: TableVersion, schema: pa.Schema) -> str:
