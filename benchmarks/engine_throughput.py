@@ -222,7 +222,22 @@ def claims(rates: list[dict[str, Any]], kills: list[dict[str, Any]]) -> list[dic
     return found
 
 
-def main() -> None:
+def measured(options: argparse.Namespace, environments: Path) -> tuple[list[Any], list[Any]]:
+    """Rates and kills of all systems, one after the other, on one endpoint."""
+    for peer in options.peers:
+        environment(peer, environments)
+    endpoint = Endpoint()
+    try:
+        systems = [("bare", options.rows), ("ours", options.rows)]
+        systems += [(peer, options.peer_rows) for peer in options.peers]
+        rates = [measure(system, rows, endpoint, environments) for system, rows in systems]
+        kills = [killed(s, options.kill_rows, endpoint, environments) for s in ("ours", *options.peers)]
+    finally:
+        endpoint.process.terminate()
+    return rates, kills
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -233,35 +248,23 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--environments", type=Path, help="where the peers' virtual environments are, or go")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     if options.worker:
         url, rows, folder = options.worker
         ours(url, int(rows), Path(folder))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        environments = options.environments or Path(scratch)
-        for peer in options.peers:
-            environment(peer, environments)
-        endpoint = Endpoint()
-        try:
-            systems = [("bare", options.rows), ("ours", options.rows)]
-            systems += [(peer, options.peer_rows) for peer in options.peers]
-            rates = [measure(system, rows, endpoint, environments) for system, rows in systems]
-            kills = [killed(s, options.kill_rows, endpoint, environments) for s in ("ours", *options.peers)]
-        finally:
-            endpoint.process.terminate()
-    told = {
-        "environment": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        },
-        "measurements": {"rates": rates, "kills": kills},
-        "claims": claims(rates, kills),
-    }
-    for row in [*rates, *kills, *told["claims"]]:
+        rates, kills = measured(options, options.environments or Path(scratch))
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    found = claims(rates, kills)
+    for row in [*rates, *kills, *found]:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if options.json:
+        told = {"environment": machine, "measurements": {"rates": rates, "kills": kills}, "claims": found}
         Path(options.json).write_text(json.dumps(told, indent=1))
 
 

@@ -100,12 +100,12 @@ class Endpoint:
 
     def _judge(self, number: int, status: int, text: str, after: float | None) -> dict[str, Any]:
         """The parsed answer, or the fitting exception; tells the pace how the request ended."""
+        answer = _parsed(text) if status == 200 else None
+        if answer is not None and "error" not in answer:
+            self.pace.succeed(number)
+            return answer
         raw = self.clean(text)
         if status == 200:
-            answer = _parsed(text)
-            if answer is not None and "error" not in answer:
-                self.pace.succeed(number)
-                return answer
             what = "HTML" if text.lstrip()[:1] == "<" else "an error" if answer else "unreadable JSON"
             self.pace.fail(number, f"the endpoint of model {self.name!r} answers with {what}")
             raise _TryAgain(f"the endpoint answered with {what}", raw)

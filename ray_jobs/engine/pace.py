@@ -1,14 +1,12 @@
 """How fast to call an endpoint that others use too, and when to stop calling it.
 
-- Concurrency adapts by additive increase and multiplicative decrease (Chiu & Jain, 1989): it doubles every
-round until
+- Concurrency adapts by additive increase and multiplicative decrease (Chiu & Jain, 1989): it doubles every round until
   the first sign of saturation, then grows by one a round; told to slow down (429, 503, a timeout) it halves, at most
   once for all requests that were under way together.
-- Retry-After holds back everyone, not only the row that met it. - A circuit breaker opens after
-`FAILURES_TO_OPEN` failures in a row: nobody calls for a while (1 s, doubling to 30 s),
+- Retry-After holds back everyone, not only the row that met it.
+- A circuit breaker opens after `FAILURES_TO_OPEN` failures in a row: nobody calls for a while (1 s, doubling to 30 s),
   then one request tries; its success lets the others go on.
-- After `patience` seconds without a single success the endpoint counts as dead (EngineDied): the step fails,
-and its
+- After `patience` seconds without a single success the endpoint counts as dead (EngineDied): the step fails, and its
   next run resumes.
 """
 

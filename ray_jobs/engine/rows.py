@@ -5,24 +5,27 @@ rows.
 import asyncio
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from ray_jobs.engine.calls import Completion, Failure, Prompt, RowFailed, Sampling, Scores
 
 
-class RowEngine:
+class RowEngine(ABC):
     """`generate` and `score` over `generate_row` and `score_row`, which raise RowFailed; all rows run at once, the
     engine behind bounds them."""
 
     rows_per_call: ClassVar = {"generate": 1, "score": 1}
     progress: Callable[[], None]
 
+    @abstractmethod
     async def generate_row(self, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
-        raise NotImplementedError
+        """One sampled text."""
 
+    @abstractmethod
     async def score_row(self, prompt: Prompt, continuations: tuple[str, ...]) -> Scores:
-        raise NotImplementedError
+        """Probabilities over the continuations."""
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
