@@ -45,6 +45,11 @@ def add_tokens(commands: Any) -> None:
     one.add_argument(
         "--checked", type=int, metavar="N", help="searches of an approximate mode to repeat exactly"
     )
+    one.add_argument(
+        "--no-request-cache",
+        action="store_true",
+        help="ask the models again what the root's earlier runs asked, and keep no answers",
+    )
     one.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -56,6 +61,8 @@ def label_tokens(options: argparse.Namespace) -> None:
     from synth.policy import load_policy
 
     recipe = named(options.recipe)
+    if options.no_request_cache:
+        recipe = replace(recipe, request_cache_gb=0.0)
     policy, config = load_policy(recipe.policy), overridden(recipe.token_labels, options)
     check_writable(options.output)
     table = read_table(options.input)

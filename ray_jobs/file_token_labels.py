@@ -3,7 +3,8 @@
 A response is named by its texts, so that doubled rows are searched once and a draw is the same in every file. The
 searches are recorded in the root after each wave, under what they depend on and not under the caps: a killed command
 goes on in the wave it was in, a finished one writes its file again without a call, and larger caps go on from the
-smaller ones.
+smaller ones. The root's request cache answers what any earlier run asked: another mode, another threshold or more draws
+pay for what is new to them, and the wave in flight at a crash for what was not answered yet.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def label_file(
         the_step.reads(run.policy, None),
         sorted(row["id"] for row in distinct),
     )
-    engines = Engines(run.models(the_step))
+    engines = Engines(run.models(the_step), requests=run.requests)
     flagged = [row for row in distinct if row["severity"] != run.policy.mildest]
     if flagged:
         run.start_ray()

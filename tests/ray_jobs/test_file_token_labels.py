@@ -70,8 +70,10 @@ class Client:
         return Scores(tuple(by[label.rpartition(" ")[2]] for label in labels), False, 5)
 
 class Engines:
-    def __init__(self, roles, cache_dir=""):
+    def __init__(self, roles, cache_dir="", requests=None):
         self.roles = roles
+        with open(os.environ["CALLS"] + "_cache", "w") as file:
+            file.write(repr(requests))
 
     def get(self, role):
         return Client(role)
@@ -176,6 +178,15 @@ def test_a_finished_command_writes_its_file_again_without_a_call(done, label):
     told = label(folder, str(folder / "in.jsonl"), str(folder / "more.jsonl"), *COLUMNS, "--k", "4")
     assert told.code == 0 and "wave" not in told.err
     assert (folder / "more.jsonl").read_bytes() == before and (folder / "calls").read_text() == calls
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_answers_are_kept_in_the_root_unless_told_otherwise(tmp_path, label, off):
+    arguments = (str(write(tmp_path / "in.jsonl", ROWS[:1])), str(tmp_path / "out.jsonl"), *COLUMNS)
+    told = label(tmp_path, *arguments, *(["--no-request-cache"] if off else []))
+    assert told.code == 0, told.err
+    kept = None if off else (str(tmp_path / "root"), 4 << 30)
+    assert (tmp_path / "calls_cache").read_text() == repr(kept)
 
 
 def test_kill_9_in_the_middle_of_a_wave_costs_that_wave(done, tmp_path, label):
