@@ -205,15 +205,23 @@ def claims(m: dict[str, Any]) -> list[dict[str, Any]]:
     paper = next(line["all_paper_over_this_rollouts"] for line in m["ablation"] if line["name"] == PAPER)
     fewer, ratio = at_300["inside_paper_over_this_rollouts"], exact["inside_this_over_best_flops"]
     draws, memory = exact["inside_this_over_best_rollouts"], speed["bytes_per_response"]
-    seconds = speed["seconds_window_1"] + speed["seconds_ledger"]
-    wave = f"one wave of {speed['responses']} active responses with its ledger, one core"
+    waves = [
+        claim(
+            f"one wave of {speed['responses']} active responses, {window} prefixes ahead, with its ledger, one core",
+            seconds := speed[f"seconds_window_{window}"] + speed["seconds_ledger"],
+            "s",
+            "< 5",
+            seconds < 5,
+        )
+        for window in (1, 8)
+    ]
     return [
         claim("boundary identical to evaluating everything, all savings", same, "share", "1", same == 1),
         claim("paper, run, makes n * k draws", paper, "x", "1", paper == 1),
         claim("fewer rollout tokens than paper, 300 tokens, inside", fewer, "x", ">= 60", fewer >= 60),
         claim("FLOPs against the offline optimum, inside", ratio, "x", "<= 1.3", ratio <= 1.3),
         claim("generated tokens against the offline optimum, inside", draws, "x", "<= 1.3", draws <= 1.3),
-        claim(wave, seconds, "s", "< 5", seconds < 5),
+        *waves,
         claim("memory per active response", memory, "bytes", "< 2048", memory < 2048),
     ]
 

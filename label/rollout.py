@@ -23,9 +23,22 @@ without them, and that no earlier boundary makes irrelevant, ends the search as 
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 from label import rollout_cell as cell_of
-from label.rollout_cell import ACCEPTED, BAD, FIELDS, FINE, FRESH, JUDGED, LOST, OPEN, REJECTED, ROLLED, STUCK
+from label.rollout_cell import (
+    ACCEPTED,
+    BAD,
+    FIELDS,
+    FINE,
+    FRESH,
+    LOST,
+    OPEN,
+    REJECTED,
+    ROLLED,
+    STUCK,
+    Cell,
+)
 from label.rollout_plan import BINS, Plan, Rates
 from label.rollout_state import (
     BOUNDARY,
@@ -47,8 +60,6 @@ DEFAULT_RATES = Rates()
 # Once one of the two tests has passed, the other is believed to pass at least so often:
 # they agree on the turn.
 _AGREEMENT = 0.5
-# What a closed prefix says about the next ones, against the prefix after it.
-_DECAY = 0.7
 
 
 def start(prefixes: int, plan: Plan, sentence_ends: Sequence[int] = ()) -> State:
@@ -85,11 +96,11 @@ def next_requests(state: State, rates: Rates = DEFAULT_RATES, window: int = 0) -
     requests: list[Request] = []
     if state.done:
         return requests
-    plan, cells = state.plan, state.cells
+    plan = state.plan
     beliefs = plan.bins(state.trend, rates)
     relevant, sure = 1.0, plan.sure if plan.active.left_to_right else 0.0
-    for step, prefix in enumerate(_open_prefixes(state)[: window or None]):
-        cell = cells[step * FIELDS : (step + 1) * FIELDS] or FRESH
+    cells = chain(cell_of.each(state.cells), repeat(FRESH))
+    for prefix, cell in zip(_open_prefixes(state)[: window or None], cells, strict=False):
         relevant *= 1.0 - _ask(plan, prefix, cell, beliefs, requests)
         if relevant < sure:
             break
@@ -114,21 +125,22 @@ def _within_cap(state: State, requests: list[Request]) -> list[Request]:
     return [request for request in requests if request not in over]
 
 
-def _ask(plan: Plan, prefix: int, cell: array, beliefs: tuple[int, int], requests: list[Request]) -> float:
+def _ask(plan: Plan, prefix: int, cell: Cell, beliefs: tuple[int, int], requests: list[Request]) -> float:
     """Append what this prefix needs next; returns the believed probability that it is the boundary."""
     rolled, bad_mask, fine_mask, lost, judge = cell
-    closed = cell_of.status(plan, cell) if rolled or judge else OPEN
-    if closed != OPEN:
-        return 0.0 if closed == REJECTED else 1.0
-    bad, fine = bad_mask.bit_count(), fine_mask.bit_count()
-    draws = cell_of.drawn(plan, bad, fine, lost.bit_count())
-    if draws != OPEN:
-        requests.append(Request(JUDGE, prefix))
-        return _AGREEMENT
+    counts = waiting = 0
+    if rolled or judge:
+        closed = cell_of.status(plan, cell)
+        if closed != OPEN:
+            return 0.0 if closed == REJECTED else 1.0
+        bad, fine = bad_mask.bit_count(), fine_mask.bit_count()
+        if cell_of.drawn(plan, bad, fine, lost.bit_count()) != OPEN:
+            requests.append(Request(JUDGE, prefix))
+            return _AGREEMENT
+        counts = bad * (plan.k + 1) + fine
+        waiting = rolled & ~(bad_mask | fine_mask | lost)
     share, agree = beliefs
-    counts = bad * (plan.k + 1) + fine
     at, both = share * plan.cells + counts, (share * BINS + agree) * plan.cells + counts
-    waiting = rolled & ~(bad_mask | fine_mask | lost)
     undecided_judge = judge == cell_of.UNASKED
     if undecided_judge and plan.active.cheapest_first and not waiting and plan.tables.judge_first[both]:
         requests.append(Request(JUDGE, prefix))
@@ -159,71 +171,58 @@ def update(state: State, results: Iterable[Result]) -> State:
     rollouts, guards, judges, tokens = state.spent
     scanning = state.bracket is None and not state.coarse
     steps = {} if scanning else {prefix: step for step, prefix in enumerate(_open_prefixes(state))}
+    low = state.low
     for result in results:
-        if result.kind == ROLLOUT:
-            rollouts += 1
-            tokens += result.tokens
-        elif result.kind == GUARD:
+        kind, prefix, _, flag, probability, generated, _, failed = result
+        step = prefix - low if scanning else steps.get(prefix, -1)
+        if kind == JUDGE:
+            judges += 1
+            if step >= 0:
+                cell_of.record_judge(cells, step * FIELDS, flag, probability, failed)
+            continue
+        if kind == GUARD:
             guards += 1
         else:
-            judges += 1
-        step = result.prefix - state.low if scanning else steps.get(result.prefix, -1)
+            rollouts += 1
+            tokens += generated
         if step >= 0:
-            _record(state, cells, step, result)
+            _record_draw(state, cells, step, result)
     spent = Spent(rollouts, guards, judges, tokens)
     return _halve(state, cells, spent) if state.bracket is not None else _advance(state, cells, spent)
 
 
-def _record(state: State, cells: array, step: int, result: Result) -> None:
-    """Write one answer into its cell, and in recycle mode a verdict into the cells it also serves."""
-    reach = step
-    if result.agrees and result.kind == GUARD and state.plan.mode == "recycle" and not result.failed:
-        reach = min(step + result.agrees, state.prefixes - 1 - state.low)
-    missing = (reach + 1) * FIELDS - len(cells)
-    if missing > 0:
-        cells.extend([0] * missing)
-    at = step * FIELDS
-    if result.kind == JUDGE:
-        code = cell_of.judge_code(result.flag, result.probability)
-        cells[at + JUDGED] = cell_of.JUDGE_FAILED if result.failed else code
-    elif result.failed:
-        cell_of.record_draw(cells, at, result.draw, LOST)
+def _record_draw(state: State, cells: array, step: int, result: Result) -> None:
+    """Write a rollout or a verdict into its cell, and in recycle mode a verdict into the cells it also serves."""
+    at, draw = step * FIELDS, result.draw
+    if result.failed:
+        cell_of.record_draw(cells, at, draw, LOST)
     elif result.kind == ROLLOUT:
-        cell_of.record_draw(cells, at, result.draw, ROLLED)
+        cell_of.record_draw(cells, at, draw, ROLLED)
     else:
         field = BAD if result.flag else FINE
-        cell_of.record_draw(cells, at, result.draw, field)
-        for served in range(at + FIELDS, reach * FIELDS + 1, FIELDS):
-            if not cells[served] >> result.draw & 1:
-                cell_of.record_draw(cells, served, result.draw, field)
+        cell_of.record_draw(cells, at, draw, field)
+        if result.agrees and state.plan.mode == "recycle":
+            reach = min(step + result.agrees, state.prefixes - 1 - state.low)
+            for served in range(at + FIELDS, reach * FIELDS + 1, FIELDS):
+                if served >= len(cells) or not cells[served] >> draw & 1:
+                    cell_of.record_draw(cells, served, draw, field)
 
 
 def _advance(state: State, cells: array, spent: Spent) -> State:
     """Close the leading steps that are decided, and end the scan when its answer is known."""
-    plan, low, found, stuck, trend = state.plan, state.low, state.found, state.stuck, state.trend
-    evidence, closed = bytearray(state.evidence), 0
-    while closed < len(cells):
-        cell = cells[closed : closed + FIELDS]
-        verdict = cell_of.status(plan, cell)
-        if verdict == OPEN:
-            break
-        prefix = state.coarse[low] if state.coarse else low
-        _note(evidence, prefix, cell)
-        trend = _drift(trend, cell)
-        low, closed = low + 1, closed + FIELDS
-        if found < 0 and stuck < 0 and verdict in (ACCEPTED, STUCK):
+    plan, low, found, stuck = state.plan, state.low, state.found, state.stuck
+    verdicts, trend = cell_of.close(plan, cells, state.trend)
+    for verdict in verdicts:
+        if verdict != REJECTED and found < 0 and stuck < 0:
+            prefix = state.coarse[low] if state.coarse else low
             found, stuck = (prefix, stuck) if verdict == ACCEPTED else (found, prefix)
-            if plan.active.left_to_right:
-                break
+        low += 1
     last = low == len(state.coarse or range(state.prefixes))
     ended = last or (plan.active.left_to_right and max(found, stuck) >= 0)
-    rest, cells = cells[closed:], cells[closed:]
-    if ended:
-        for step, prefix in enumerate(_open_prefixes(state._replace(low=low))):
-            _note(evidence, prefix, rest[step * FIELDS : (step + 1) * FIELDS])
-        cells = cells[:0]
+    closed = len(cells) if ended else len(verdicts) * FIELDS
+    evidence = _noted(state, cells[:closed])
     state = state._replace(
-        low=low, cells=cells, found=found, stuck=stuck, evidence=bytes(evidence), trend=trend, spent=spent
+        low=low, cells=cells[closed:], found=found, stuck=stuck, evidence=evidence, trend=trend, spent=spent
     )
     if not ended:
         return _capped(state)
@@ -233,21 +232,32 @@ def _advance(state: State, cells: array, spent: Spent) -> State:
     return state._replace(done=FAILED if stuck >= 0 else BOUNDARY if found >= 0 else NONE)
 
 
+def _noted(state: State, cells: array) -> bytes:
+    """The evidence with what these cells, the first open ones, say."""
+    if not state.coarse:
+        return state.evidence.ljust(3 * state.low, b"\0") + cell_of.notes(cells)
+    evidence = bytearray(state.evidence)
+    for prefix, cell in zip(state.coarse[state.low :], cell_of.each(cells), strict=False):
+        cell_of.note(evidence, prefix, cell)
+    return bytes(evidence)
+
+
 def _halve(state: State, cells: array, spent: Spent) -> State:
     """Bisect's second phase: one prefix at a time between the last rejected and the first accepted one."""
     bracket = state.bracket
     assert bracket is not None
-    verdict = cell_of.status(state.plan, cells[:FIELDS] or FRESH)
+    cell = next(cell_of.each(cells), FRESH)
+    verdicts, trend = cell_of.close(state.plan, cells[:FIELDS], state.trend)
     state = state._replace(cells=cells, spent=spent)
-    if verdict == OPEN:
+    if not verdicts:
         return _capped(state)
     (low, high), middle = bracket, sum(bracket) // 2
     evidence = bytearray(state.evidence)
-    _note(evidence, middle, cells)
-    state = state._replace(cells=cells[:0], evidence=bytes(evidence), trend=_drift(state.trend, cells))
-    if verdict == STUCK:
+    cell_of.note(evidence, middle, cell)
+    state = state._replace(cells=cells[:0], evidence=bytes(evidence), trend=trend)
+    if verdicts[0] == STUCK:
         return state._replace(stuck=middle, found=-1, done=FAILED)
-    return _bracketed(state, (low, middle) if verdict == ACCEPTED else (middle, high))
+    return _bracketed(state, (low, middle) if verdicts[0] == ACCEPTED else (middle, high))
 
 
 def _bracketed(state: State, bracket: tuple[int, int]) -> State:
@@ -268,26 +278,3 @@ def reopened(state: State, plan: Plan) -> State:
     """The search under a plan that differs in its caps only: a capped one goes on if the new caps let it."""
     state = state._replace(plan=plan)
     return _capped(state._replace(done="")) if state.done == CAPPED else state
-
-
-def _note(evidence: bytearray, prefix: int, cell: Sequence[int]) -> None:
-    """Write violations, other draws and the judge's code of an examined prefix into the evidence."""
-    if not any(cell):
-        return
-    if len(evidence) < 3 * (prefix + 1):
-        evidence.extend(bytes(3 * (prefix + 1) - len(evidence)))
-    at = 3 * prefix
-    evidence[at : at + 3] = bytes((cell[BAD].bit_count(), cell[FINE].bit_count(), cell[JUDGED]))
-
-
-def _drift(trend: Rates, cell: Sequence[int]) -> Rates:
-    """The response's own recent rates with one more closed prefix."""
-    bad, fine, yes, no = trend
-    judge = cell[JUDGED]
-    answered = judge not in (cell_of.UNASKED, cell_of.JUDGE_FAILED)
-    return Rates(
-        _DECAY * bad + cell[BAD].bit_count(),
-        _DECAY * fine + cell[FINE].bit_count(),
-        _DECAY * yes + (answered and judge & 1),
-        _DECAY * no + (answered and not judge & 1),
-    )

@@ -7,20 +7,32 @@ stuck.
 """
 
 from array import array
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator
 
-from label.rollout_plan import Plan
+from label.rollout_plan import Plan, Rates
 
 ROLLED, BAD, FINE, LOST, JUDGED, FIELDS = 0, 1, 2, 3, 4, 5
-FRESH = array("I", [0] * FIELDS)
+Cell = tuple[int, int, int, int, int]
+FRESH: Cell = (0, 0, 0, 0, 0)
 OPEN, REJECTED, ACCEPTED, STUCK = 0, 1, 2, 3
 UNASKED, JUDGE_FAILED = 0, 255
 _JUDGE_STEPS = 125
+# What a closed prefix says about the next ones, against the prefix after it.
+_DECAY = 0.7
+
+
+def each(cells: array) -> Iterator[Cell]:
+    """The cells that stand in an array one after the other."""
+    numbers = iter(cells)
+    return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
 
 
 def judge_code(flag: bool, probability: float) -> int:
     """The judge's answer in a byte: its lowest bit is yes or no, the rest its probability in 125 steps."""
-    return 2 + 2 * round(min(max(probability, 0.0), 1.0) * _JUDGE_STEPS) + bool(flag)
+    steps = round(probability * _JUDGE_STEPS)
+    if not 0 <= steps <= _JUDGE_STEPS:
+        steps = 0 if steps < 0 else _JUDGE_STEPS
+    return 3 + 2 * steps if flag else 2 + 2 * steps
 
 
 def judge_answer(code: int) -> tuple[bool, float] | None:
@@ -49,22 +61,72 @@ def drawn(plan: Plan, bad: int, fine: int, lost: int) -> int:
     return STUCK if complete else OPEN
 
 
-def status(plan: Plan, cell: Sequence[int]) -> int:
+def status(plan: Plan, cell: Cell) -> int:
     """What draws and judge say together."""
     _, bad, fine, lost, judge = cell
+    if judge != UNASKED and not judge & 1:  # a failed one is odd
+        return REJECTED
     draws = drawn(plan, bad.bit_count(), fine.bit_count(), lost.bit_count())
     if draws == REJECTED:
         return REJECTED
-    if judge == UNASKED:
-        return OPEN
-    if judge != JUDGE_FAILED and not judge & 1:
-        return REJECTED
-    if draws == OPEN:
+    if judge == UNASKED or draws == OPEN:
         return OPEN
     return ACCEPTED if draws == ACCEPTED and judge != JUDGE_FAILED else STUCK
 
 
-def record_draw(cells: MutableSequence[int], at: int, draw: int, field: int) -> None:
+def record_draw(cells: array, at: int, draw: int, field: int) -> None:
     """Set a draw's bit as answered (ROLLED) and in field BAD, FINE or LOST of the cell beginning at `at`."""
+    if at >= len(cells):
+        _grow(cells, at)
     cells[at + ROLLED] |= 1 << draw
     cells[at + field] |= 1 << draw
+
+
+def record_judge(cells: array, at: int, flag: bool, probability: float, failed: bool) -> None:
+    """Write the judge's answer into the cell beginning at `at`."""
+    if at >= len(cells):
+        _grow(cells, at)
+    cells[at + JUDGED] = JUDGE_FAILED if failed else judge_code(flag, probability)
+
+
+def _grow(cells: array, at: int) -> None:
+    """Fresh cells up to the one beginning at `at`."""
+    cells.frombytes(bytes((at + FIELDS - len(cells)) * cells.itemsize))
+
+
+def close(plan: Plan, cells: array, trend: Rates) -> tuple[list[int], Rates]:
+    """The verdicts on the leading cells that are decided, up to the first accepted or stuck one where the plan goes
+    left to right, and the response's own recent rates with them."""
+    bad, fine, yes, no = trend
+    verdicts, to_first = [], plan.active.left_to_right
+    for cell in each(cells):
+        verdict = status(plan, cell)
+        if verdict == OPEN:
+            break
+        _, violating, clear, _, judge = cell
+        verdicts.append(verdict)
+        bad = _DECAY * bad + violating.bit_count()
+        fine = _DECAY * fine + clear.bit_count()
+        yes = _DECAY * yes + (judge & 1 and judge != JUDGE_FAILED)
+        no = _DECAY * no + (judge != UNASKED and not judge & 1)
+        if verdict != REJECTED and to_first:
+            break
+    return verdicts, Rates(bad, fine, yes, no)
+
+
+def notes(cells: array) -> bytes:
+    """Violations, other draws and the judge's code of each cell, three bytes."""
+    return bytes(
+        number
+        for _, bad, fine, _, judge in each(cells)
+        for number in (bad.bit_count(), fine.bit_count(), judge)
+    )
+
+
+def note(evidence: bytearray, prefix: int, cell: Cell) -> None:
+    """Write an examined prefix's note into the evidence, which may have gaps."""
+    rolled, bad, fine, _, judge = cell
+    if rolled or judge:
+        at = 3 * prefix
+        evidence.extend(bytes(max(0, at + 3 - len(evidence))))
+        evidence[at : at + 3] = bytes((bad.bit_count(), fine.bit_count(), judge))
