@@ -1,20 +1,20 @@
 """Token labels with real models: what `exact` and `bisect` cost beside `paper`, and whether they find the same token.
 
-    python benchmarks/token_labels.py --json FILE [--root DIR] [--draws FILE] [--seconds N] [--bench DIR]
+    python benchmarks/token_labels.py --json FILE [--root DIR] [--work DIR] [--rows 12] [--seconds N] [--bench DIR]
 
-Responses: rows of the policy's gold set with a harmless opening and a marked turn, 40 to 70 tokens, English. First the
-judge reads every prefix of all of them; those whose first yes lies strictly inside are taken, shortest first, until
-there are `--rows`. SmolLM2 rolls out (k = 8, 16 tokens), the root's generative guard and fitted judge decide; without
---root, one is made by the project's own flow (the policy's written rows, no generated ones).
+Responses: the shortest rows of the policy's gold set with a harmless opening and a marked turn, 40 to 70 tokens,
+English. SmolLM2 rolls out (k = 8, 16 tokens); guard and judge are the root's kinds, taught where these responses turn
+(token_labels_fitted says how and why). Without --root, one is made by the project's own flow from the policy's written
+rows.
 
 * `paper` draws everything; its draws are stored. `exact` and `bisect` then run for real, timed, and pay for what they
-  ask.
+  ask: there is no request cache.
 * `exact` and `bisect` are also replayed on the stored table of draws: the boundary must be paper's on every row. (In a
   real run a draw is the same but for the order of float sums in another batch; how many differ is measured.)
 * The offline optimum is the cheapest proof of the boundary for that table, knowing all outcomes.
 * With --bench, `toxic_spans`: the boundary of human-marked comments over threshold and k, from one table of 16 draws.
 
-Stored draws make the run resumable: --seconds stops it between two waves, and the same command goes on.
+All that is made lies in --work, so that --seconds can stop a run between two waves and the same command goes on.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from token_labels_draws import Draws, OutOfTime, draw_all, run_mode
+from token_labels_fitted import fit_guard, fit_judge, turn_of
 from token_labels_models import Here, make_work, sample, searches
 from token_labels_root import make_root, recipe
 from token_labels_spans import comments, sweep
@@ -36,7 +37,7 @@ from label.rollout_plan import Costs, Plan
 from label.rollout_report import cheapest_proof, replay
 from label.token_labels import sentence_ends
 from ray_jobs.commands_tokens import marked
-from ray_jobs.engine import Sampling
+from ray_jobs.engine import Model, Sampling
 from ray_jobs.step import Work
 from ray_jobs.token_calls import Search
 from ray_jobs.token_labels import TokenLabelsConfig, label_row
@@ -52,34 +53,41 @@ def gold_rows(policy_name: str) -> list[dict[str, Any]]:
     return [sample({name: getattr(row, name) for name in names}) for row in found if row.turn]
 
 
-def choose(work: Work, draws: Draws, wanted: int) -> list[dict[str, Any]]:
-    """Rows of 40 to 70 tokens on which the judge's first yes lies strictly inside, shortest first; then others."""
-    rows = [row for row in gold_rows("safety") if row["language"] == "en"]
+def choose(work: Work, wanted: int) -> list[dict[str, Any]]:
+    """The shortest English rows of 40 to 70 tokens of the most severe kind."""
+    most = work.policy.severity_names[-1]
+    rows = [row for row in gold_rows("safety") if (row["language"], row["severity"]) == ("en", most)]
     fit = [search for search in searches(work, rows) if 40 <= search.prefixes.tokens <= 70]
-    missing = [search for search in fit if search.row["id"] not in draws.judge]
-    if missing:
-        draws.read_judge(work, missing)
+    return [search.row for search in sorted(fit, key=lambda s: (s.prefixes.tokens, s.row["id"]))[:wanted]]
 
-    def order(search: Search) -> tuple[bool, int, str]:
-        first = next((i for i, p in enumerate(draws.judge[search.row["id"]]) if p >= 0.5), 0)
-        return not 0 < first < len(search.prefixes) - 1, search.prefixes.tokens, search.row["id"]
 
-    return [search.row for search in sorted(fit, key=order)[:wanted]]
+def taught(work: Work, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Bind the benchmark's own guard and judge, made on the first run."""
+    judge, guard = folder / "judge", folder / "gen"
+    made = searches(work, rows)
+    work.engines.roles["judge"] = (
+        Model("local", str(judge), "head") if judge.exists() else fit_judge(work, made, judge)
+    )
+    known = (guard / "guard").exists()
+    one = Model("local", str(guard / "guard"), "gen_guard") if known else fit_guard(work, made, guard)
+    work.engines.roles["guard"] = one
 
 
 def compare(work: Work, rows: list[dict[str, Any]], draws: Draws, engines: Here) -> dict[str, Any]:
     """Part 1 and 4: the three modes on the same rows, as ratios to paper, and how full the device was."""
     paper_plan = work.config.plan
     everything = searches(work, rows)
-    cost = {"paper": draw_all(work, everything, draws, "paper")}
-    one = cost["paper"]
+    missing = [search for search in everything if search.row["id"] not in draws.judge]
+    if missing:
+        draws.read_judge(work, missing)
+    one = draw_all(work, everything, draws, "paper")
     judge_price = sum(spent for spent, _ in draws.waves["judge"]) / sum(
         calls for _, calls in draws.waves["judge"]
     )
     priced = Costs(
         one["rollout_seconds"] / one["rollouts"], one["guard_seconds"] / one["rollouts"], judge_price
     )
-    found: dict[str, Any] = {"costs_seconds": vars(priced), "rows": [], "modes": {}}
+    found: dict[str, Any] = {"costs_seconds": vars(priced), "rows": [], "modes": {}, "paper": one}
     modes = {name: replace(paper_plan, mode=name, costs=priced) for name in ("exact", "bisect")}
     for name, plan in modes.items():
         mine = replace(work, config=replace(work.config, plan=plan))
@@ -101,8 +109,12 @@ def one_row(search: Search, draws: Draws, modes: dict[str, Plan]) -> dict[str, A
     """A response's boundary and calls by mode, replayed on the stored table, and its offline optimum."""
     end, n = outcome(search.state), len(search.prefixes)
     assert end is not None
-    turn = next(i for i, e in enumerate(search.prefixes.ends) if e > search.row["turn"])
-    row: dict[str, Any] = {"id": search.row["id"], "prefixes": n, "paper": end.boundary, "human_turn": turn}
+    row: dict[str, Any] = {
+        "id": search.row["id"],
+        "prefixes": n,
+        "paper": end.boundary,
+        "human_turn": turn_of(search),
+    }
     row |= {"inside": 0 < end.boundary < n - 1, "paper_judges": search.state.spent.judges}
     for name, plan in modes.items():
         ends = sentence_ends(search.prefixes) if name == "bisect" else ()
@@ -185,24 +197,25 @@ def main() -> None:
     parser.add_argument(
         "--root", help="a root with a gen_guard and voters; default: one is made under build/"
     )
-    parser.add_argument("--draws", type=Path, default=Path("build/token_labels_draws.json"))
+    parser.add_argument("--work", type=Path, default=Path("build/token_labels"))
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--bench", type=Path, help="the folder that holds toxic_spans")
     options = parser.parse_args()
-    options.draws.parent.mkdir(parents=True, exist_ok=True)
-    root = options.root or make_root("build/token_labels_root")
-    draws = Draws(options.draws, time.monotonic() + options.seconds)
+    options.work.mkdir(parents=True, exist_ok=True)
+    root = options.root or make_root(str(options.work / "root"))
+    draws = Draws(options.work / "draws.json", time.monotonic() + options.seconds)
     plan = Plan(k=8, mode="paper")
     work, engines = make_work(recipe(), root, TokenLabelsConfig(plan=plan, sampling=SAMPLING))
     try:
-        rows = choose(work, draws, options.rows)
+        rows = choose(work, options.rows)
+        taught(work, rows, options.work)
         found = compare(work, rows, draws, engines)
         found["shown"] = shown(work, rows)
         if options.bench:
             found["toxic_spans"] = spans(work, draws, options.bench)
     except OutOfTime:
-        print(f"stopped after {options.seconds:.0f} s; {len(draws.draws)} draws are in {options.draws}")
+        print(f"stopped after {options.seconds:.0f} s; {len(draws.draws)} draws are in {options.work}")
         return
     environment = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
                    "load": round(os.getloadavg()[0], 1)}  # fmt: skip
@@ -217,13 +230,13 @@ def main() -> None:
 
 
 def shown(work: Work, rows: list[dict[str, Any]]) -> list[str]:
-    """Responses with the boundary marked: of the rows, the shortest Chinese ones, and one with emoji."""
-    chinese = sorted(
-        (r for r in gold_rows("safety") if r["language"] == "zh"), key=lambda r: len(r["response"])
-    )
-    emoji = rows[0] | {"id": "emoji", "response": "👋🏽 Hello! " + rows[0]["response"] + " 🤫"}
+    """Two of the responses with emoji put into them: their skin tones and joiners are never cut."""
+    greeted = [
+        row | {"id": f"{row['id']} with emoji", "response": f"👋🏽 {row['response']} 👩🏽‍🔬"}
+        for row in rows[:2]
+    ]
     exact = replace(work, config=replace(work.config, plan=replace(work.config.plan, mode="exact")))
-    more = searches(exact, [*chinese[:2], emoji])
+    more = searches(exact, greeted)
     run_mode(exact, more, Draws(Path(os.devnull).with_suffix(".none"), float("inf")))
     return [marked(label_row(exact, search)) for search in more]
 

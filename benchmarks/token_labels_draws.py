@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from token_labels_models import judged
+from token_labels_models import SLOTS, judged
 
 from label.rollout import next_requests, update
 from label.rollout_state import GUARD, JUDGE, ROLLOUT, Request, Result
@@ -82,6 +82,7 @@ def draw_all(work: Work, open_searches: list[Search], draws: Draws, name: str) -
     while asked := [(s, requests) for s in open_searches if (requests := next_requests(s.state))]:
         if not all(draws.knows(s, r) for s, requests in asked for r in requests):
             begun = time.process_time()
+            work.engines.fullness.seconds.clear()  # type: ignore[attr-defined]
             results, wave = answer(work, asked, 0)
             for search, _ in asked:
                 tokens = {(r.prefix, r.draw): r.tokens for r in results[search.key] if r.kind == ROLLOUT}
@@ -89,7 +90,18 @@ def draw_all(work: Work, open_searches: list[Search], draws: Draws, name: str) -
                     if one.kind == GUARD:
                         key = place(search, Request(GUARD, one.prefix, one.draw))
                         draws.draws[key] = (one.flag, tokens[one.prefix, one.draw])
-            spent.append([*seconds(wave), wave.rollouts, wave.tokens, time.process_time() - begun])
+            full = work.engines.fullness  # type: ignore[attr-defined]
+            steps = sum(full.seconds.values())
+            spent.append(
+                [
+                    *seconds(wave),
+                    wave.rollouts,
+                    wave.tokens,
+                    time.process_time() - begun,
+                    steps,
+                    steps * full.share(SLOTS),
+                ]
+            )
             draws.save()
             print(f"  {name}: {wave.rollouts} draws in {sum(seconds(wave)):.0f} s", flush=True)
         for search, requests in asked:
@@ -101,7 +113,8 @@ def draw_all(work: Work, open_searches: list[Search], draws: Draws, name: str) -
                     verdict.append(told(Request(GUARD, request.prefix, request.draw)))
             search.state = update(search.state, verdict)
     columns = [sum(column) for column in zip(*spent, strict=True)]
-    names = ("rollout_seconds", "guard_seconds", "judge_seconds", "rollouts", "tokens", "cpu_seconds")
+    names = ("rollout_seconds", "guard_seconds", "judge_seconds", "rollouts", "tokens", "cpu_seconds",
+             "step_seconds", "full_step_seconds")  # fmt: skip
     return dict(zip(names, columns, strict=True))
 
 

@@ -2,6 +2,7 @@
 first.
 
     python benchmarks/token_labels_simulation.py --json FILE [--plots DIR] [--rows 10000] [--seed 0]
+        [--workers N]
 
 The responses and the prices are those of token_labels_world.py: every mode reads the same table of outcomes.
 The offline optimum is the cheapest proof of the same boundary, knowing all outcomes (label.rollout_report).
@@ -159,7 +160,7 @@ def price_sweep(pool: ProcessPoolExecutor, base: Plan, rows: int, seed: int) -> 
     return result
 
 
-def run(rows: int, seed: int) -> dict[str, Any]:
+def run(rows: int, seed: int, workers: int) -> dict[str, Any]:
     """All measurements and claims; the ablations on a fortieth of the rows, the regimes on a tenth."""
     small, tiny = max(rows // 10, 50), max(rows // 40, 50)
     base = Plan(costs=costs())
@@ -168,7 +169,7 @@ def run(rows: int, seed: int) -> dict[str, Any]:
     def measured(name: str, plan: Plan, count: int, length: int | None = None) -> dict[str, Any]:
         return summary(name, plan, search(pool, plan, count, seed, length))
 
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ProcessPoolExecutor(max_workers=workers) as pool:
         for k in (8, 16):
             for mode in ("exact", "bisect", "recycle"):
                 plan = replace(base, k=k, mode=mode)
@@ -253,9 +254,10 @@ def main() -> None:
     parser.add_argument("--plots", type=Path)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that search")
     options = parser.parse_args()
     begun = time.perf_counter()
-    result = run(options.rows, options.seed)
+    result = run(options.rows, options.seed, options.workers)
     environment = {
         "python": platform.python_version(),
         "machine": platform.machine(),

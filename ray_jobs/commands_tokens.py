@@ -12,6 +12,7 @@ from ray_jobs.cli import add, print_json
 from ray_jobs.files import check_writable, read_table, write_table
 
 if TYPE_CHECKING:
+    from ray_jobs.step import Output
     from ray_jobs.store import Store, TableVersion
     from ray_jobs.token_waves import Wave
 
@@ -44,6 +45,9 @@ def add_tokens(commands: Any) -> None:
     one.add_argument("--max-tokens", type=int, metavar="N", help="longer texts are left unlabelled")
     one.add_argument(
         "--checked", type=int, metavar="N", help="searches of an approximate mode to repeat exactly"
+    )
+    one.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print the first N searched texts, boundaries marked"
     )
     one.add_argument(
         "--no-request-cache",
@@ -84,6 +88,8 @@ def label_tokens(options: argparse.Namespace) -> None:
     if options.json:
         print_json(found)
         return
+    for row in searched(output)[: max(options.show, 0)]:
+        print(f"{marked(row)}\n")
     print(", ".join(f"{count} {name}" for name, count in found["outcomes"].items()))
     print(
         f"{found['rollouts']} continuations of {found['paper_rollouts']} (every prefix, all draws), "
@@ -108,6 +114,12 @@ def overridden(config: Any, options: argparse.Namespace) -> Any:
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def searched(output: Output) -> list[dict[str, Any]]:
+    """The token labels of the texts on which something was spent."""
+    rows: list[dict[str, Any]] = output.tables["token_labels"]  # type: ignore[assignment]
+    return [row for row in rows if row["evidence"]]
 
 
 def marked(row: dict[str, Any]) -> str:

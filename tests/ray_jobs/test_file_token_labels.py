@@ -180,6 +180,14 @@ def test_a_finished_command_writes_its_file_again_without_a_call(done, label):
     assert (folder / "more.jsonl").read_bytes() == before and (folder / "calls").read_text() == calls
 
 
+def test_show_prints_searched_texts_with_their_boundary_and_evidence(tmp_path, label):
+    arguments = (str(write(tmp_path / "in.jsonl", ROWS)), str(tmp_path / "out.jsonl"), *COLUMNS, "--k", "4")
+    told = label(tmp_path, *arguments, "--show", "2").out
+    assert "answer:   Sure it is⟦Unsafe⟧ bad indeed\n" in told
+    assert "answer:   好的。 这样做⟦Controversial⟧ bad 吧 👍🏽\n" in told
+    assert told.count("⟦") == 2 and told.count("4 of 4 violate") >= 2 and "all is well" not in told
+
+
 @pytest.mark.parametrize("off", [False, True])
 def test_answers_are_kept_in_the_root_unless_told_otherwise(tmp_path, label, off):
     arguments = (str(write(tmp_path / "in.jsonl", ROWS[:1])), str(tmp_path / "out.jsonl"), *COLUMNS)
