@@ -5,7 +5,7 @@ from typing import Any
 
 
 def plot(result: dict[str, Any], folder: Path) -> None:
-    """Four figures: cost by mode, by saving, by shape, and over the judge's price."""
+    """Five figures: cost by mode, by saving, by shape, over the judge's price, and requests per wave."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,4 +37,13 @@ def plot(result: dict[str, Any], folder: Path) -> None:
     axis.legend()
     figure.tight_layout()
     figure.savefig(folder / "judge_price.png", dpi=120)
+    figure, axis = pyplot.subplots(figsize=(7, 3.2))
+    for name in ("as the job", "always looking ahead", "never looking ahead"):
+        told = m["waves"][name]["per_wave"]
+        axis.plot([wave["draws"] + wave["judges"] for wave in told], label=name)
+    axis.axhline(m["waves"]["slots"], color="grey", linewidth=0.8, linestyle="--", label="a full batch")
+    axis.set(yscale="log", xlabel="wave", title=f"Requests per wave, {m['waves']['rows']} responses")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "waves.png", dpi=120)
     pyplot.close("all")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from token_labels_plots import plot
 from token_labels_scheduler import scheduler
+from token_labels_waves import fullness
 from token_labels_world import JUDGE_DENSE, SHAPES, answers, costs, simulate
 
 from label.rollout import outcome
@@ -189,6 +190,7 @@ def run(rows: int, seed: int, workers: int) -> dict[str, Any]:
             measured(name, replace(base, costs=priced), small) for name, priced in regimes.items()
         ]
         measurements["judge_price"] = price_sweep(pool, base, tiny, seed)
+    measurements["waves"] = fullness(base, max(rows, 300), seed)
     measurements["scheduler"] = scheduler(10 * rows, seed)
     return {"measurements": measurements, "claims": claims(measurements)}
 
@@ -241,6 +243,9 @@ def print_table(result: dict[str, Any]) -> None:
         )
     for shape, shares in m["by_shape_k8"].items():
         print(f"{shape:8}", "  ".join(f"{name} {value:.3f}" for name, value in shares.items()))
+    for name in ("as the job", "always looking ahead", "never looking ahead"):
+        told = {key: value for key, value in m["waves"][name].items() if key != "per_wave"}
+        print(f"{name:22}", "  ".join(f"{key} {value:.4g}" for key, value in told.items()))
     for point in [*m["judge_price"], m["scheduler"]]:
         print("  ".join(f"{name} {value:.3f}" for name, value in point.items()))
     for one in result["claims"]:
