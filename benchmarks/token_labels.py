@@ -1,6 +1,6 @@
 """Token labels with real models: what `exact` and `bisect` cost beside `paper`, and whether they find the same token.
 
-    python benchmarks/token_labels.py --json FILE [--root DIR] [--work DIR] [--rows 12] [--seconds N] [--bench DIR]
+    python benchmarks/token_labels.py --json FILE [--root DIR] [--work DIR] [--rows 12] [--seconds N]
 
 Responses: the shortest rows of the policy's gold set with a harmless opening and a marked turn, 40 to 70 tokens,
 English. SmolLM2 rolls out (k = 8, 16 tokens); guard and judge are the root's kinds, taught where these responses turn
@@ -12,7 +12,6 @@ rows.
 * `exact` and `bisect` are also replayed on the stored table of draws: the boundary must be paper's on every row. (In a
   real run a draw is the same but for the order of float sums in another batch; how many differ is measured.)
 * The offline optimum is the cheapest proof of the boundary for that table, knowing all outcomes.
-* With --bench, `toxic_spans`: the boundary of human-marked comments over threshold and k, from one table of 16 draws.
 
 All that is made lies in --work, so that --seconds can stop a run between two waves and the same command goes on.
 """
@@ -27,17 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from token_labels_draws import Draws, OutOfTime, draw_all, run_mode
-from token_labels_fitted import fit_guard, fit_judge, turn_of
+from token_labels_fitted import taught, turn_of
 from token_labels_models import Here, make_work, sample, searches
 from token_labels_root import make_root, recipe
-from token_labels_spans import comments, sweep
 
 from label.rollout import outcome
 from label.rollout_plan import Costs, Plan
 from label.rollout_report import cheapest_proof, replay
 from label.token_labels import sentence_ends
 from ray_jobs.commands_tokens import marked
-from ray_jobs.engine import Model, Sampling
+from ray_jobs.engine import Sampling
 from ray_jobs.step import Work
 from ray_jobs.token_calls import Search
 from ray_jobs.token_labels import TokenLabelsConfig, label_row
@@ -59,18 +57,6 @@ def choose(work: Work, wanted: int) -> list[dict[str, Any]]:
     rows = [row for row in gold_rows("safety") if (row["language"], row["severity"]) == ("en", most)]
     fit = [search for search in searches(work, rows) if 40 <= search.prefixes.tokens <= 70]
     return [search.row for search in sorted(fit, key=lambda s: (s.prefixes.tokens, s.row["id"]))[:wanted]]
-
-
-def taught(work: Work, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Bind the benchmark's own guard and judge, made on the first run."""
-    judge, guard = folder / "judge", folder / "gen"
-    made = searches(work, rows)
-    work.engines.roles["judge"] = (
-        Model("local", str(judge), "head") if judge.exists() else fit_judge(work, made, judge)
-    )
-    known = (guard / "guard").exists()
-    one = Model("local", str(guard / "guard"), "gen_guard") if known else fit_guard(work, made, guard)
-    work.engines.roles["guard"] = one
 
 
 def compare(work: Work, rows: list[dict[str, Any]], draws: Draws, engines: Here) -> dict[str, Any]:
@@ -200,7 +186,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/token_labels"))
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--bench", type=Path, help="the folder that holds toxic_spans")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     root = options.root or make_root(str(options.work / "root"))
@@ -209,11 +194,9 @@ def main() -> None:
     work, engines = make_work(recipe(), root, TokenLabelsConfig(plan=plan, sampling=SAMPLING))
     try:
         rows = choose(work, options.rows)
-        taught(work, rows, options.work)
+        taught(work, searches(work, rows), options.work)
         found = compare(work, rows, draws, engines)
         found["shown"] = shown(work, rows)
-        if options.bench:
-            found["toxic_spans"] = spans(work, draws, options.bench)
     except OutOfTime:
         print(f"stopped after {options.seconds:.0f} s; {len(draws.draws)} draws are in {options.work}")
         return
@@ -239,18 +222,6 @@ def shown(work: Work, rows: list[dict[str, Any]]) -> list[str]:
     more = searches(exact, greeted)
     run_mode(exact, more, Draws(Path(os.devnull).with_suffix(".none"), float("inf")))
     return [marked(label_row(exact, search)) for search in more]
-
-
-def spans(work: Work, draws: Draws, folder: Path) -> list[dict[str, Any]]:
-    """Part 3: all draws at k = 16 on marked comments, then every threshold and k from that one table."""
-    config = replace(work.config, plan=Plan(k=16, mode="paper"), sampling=replace(SAMPLING, max_tokens=12))
-    deep = replace(work, config=config)
-    made = searches(deep, comments(folder))
-    missing = [search for search in made if search.row["id"] not in draws.judge]
-    if missing:
-        draws.read_judge(deep, missing)
-    draw_all(deep, made, draws, "toxic_spans")
-    return sweep([(search, *draws.outcomes(search, 16)) for search in made])
 
 
 if __name__ == "__main__":

@@ -81,3 +81,16 @@ def fit_guard(work: Work, searches: list[Search], folder: Path) -> Model:
     command = [sys.executable, "-m", "ray_jobs.cli", "train", "gen", str(data), *told, "--replace"]
     subprocess.run(command, check=True)
     return Model("local", str(folder / "guard"), "gen_guard")
+
+
+def taught(work: Work, searches: list[Search], folder: Path) -> None:
+    """Bind the benchmark's own judge and guard, made on the first run."""
+    judge, guard = folder / "judge", folder / "gen"
+    roles = work.engines.roles
+    roles["judge"] = (
+        Model("local", str(judge), "head") if judge.exists() else fit_judge(work, searches, judge)
+    )
+    known = (guard / "guard").exists()
+    roles["guard"] = (
+        Model("local", str(guard / "guard"), "gen_guard") if known else fit_guard(work, searches, guard)
+    )
