@@ -8,6 +8,8 @@ people gave stand.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from label.controversial import CONTROVERSIAL, SAFE, Annotation, Ratios, choose_ratios, cross_annotate, sweep
 from ray_jobs import human_labels
-from ray_jobs.relabel import as_samples, linear_probabilities, set_label, vectors
+from ray_jobs.relabel import Seen, as_samples, linear_probabilities, parts_of, seen_by_side, set_label
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.votes import SAMPLE, SAMPLE_FIELDS
@@ -55,49 +57,52 @@ def step(config: ControversialConfig) -> Step:
 
 def run(work: Work) -> Output:
     """Cross-annotate each side's rows; rows without a certain vote are passed on as they are."""
-    columns = [field.name for field in SAMPLE if field.name != "digest"]
-    rows = [*work.read("votes").to_pylist(), *work.read("translations").to_pylist()]
-    people = work.read(human_labels.TABLE).to_pylist()
-    human_labels.apply(
-        work.policy, rows, human_labels.consensus(people)
-    )  # translations are read by people too
-    rows = [row | {"fold": -1, "loose": None, "strict": None, "voted": row["severity"]} for row in rows]
-    gold = [row for row in work.read("gold").to_pylist() if row["split"] == "fit"]
+    people = human_labels.consensus(work.read(human_labels.TABLE).to_pylist())
+    found: dict[str, Annotation] = {}
     searched = []
-    for side in work.policy.sides if work.config.enabled else ():
-        here = [row for row in rows if row["side"] == side and not row["abstain"]]
-        validation = [row for row in gold if row["side"] == side]
-        ratios = annotate(work, here, validation)
-        if ratios is not None:
+    if work.config.enabled:
+        gold = [row for row in work.read("gold").to_pylist() if row["split"] == "fit"]
+        for side, seen in seen_by_side(work, samples(work, people)).items():
+            told = annotate(work, seen, [row for row in gold if row["side"] == side])
+            if told is None:
+                continue
+            ratios, found[side] = told
             common = {"id": row_id(work.identity, "ratios", side), "parent_id": "", "group_id": work.identity}
             searched.append(common | {"side": side, "ratios": json.dumps(ratios.to_dict())})
-    named = [*columns, "fold", "loose", "strict", "voted"]
-    return Output({"controversial": as_samples(rows, named), "controversial_ratios": searched})
+    return Output({"controversial": labelled(work, people, found), "controversial_ratios": searched})
 
 
-def annotate(work: Work, rows: list[dict[str, Any]], gold: list[dict[str, Any]]) -> Ratios | None:
-    """Search the ratios on gold, cross-annotate, and set the labels of rows that votes gave. None where the policy
-    has no severity between, or either set has too few rows of a class."""
-    policy = work.policy
-    between = [s.name for s in policy.severities if s.violating == "strict"]
-    if not between or not both_classes(policy, rows) or not both_classes(policy, gold):
+def samples(work: Work, people: Mapping[str, human_labels.Consensus]) -> Iterator[list[dict[str, Any]]]:
+    """Voted rows, then translations, a part at a time; people read translations too."""
+    columns = [name for name in SAMPLE.names if name != "digest"]
+    for name in ("votes", "translations"):
+        for rows in parts_of(work, name, columns):
+            human_labels.apply(work.policy, rows, people)
+            yield rows
+
+
+def annotate(work: Work, seen: Seen, gold: list[dict[str, Any]]) -> tuple[Ratios, Annotation] | None:
+    """Search the ratios on gold and cross-annotate. None where the policy has no severity between, or either set has
+    too few rows of a class."""
+    flags = [work.policy.violates(row["severity"], "strict") for row in gold]
+    if not between(work.policy) or not seen.both_classes(work) or min(sum(flags), len(gold) - sum(flags)) < 8:
         return None
-    pool = [*rows, *gold]
-    flags = [policy.violates(row["severity"], "strict") for row in pool]
-    fit_predict = binary(linear_probabilities(vectors(work, "teacher", pool), 2))
-    ids, groups = [row["id"] for row in pool], [row["group_id"] for row in pool]
-    held = range(len(rows), len(pool))
-    ratios = choose_ratios(sweep(ids, groups, flags, held, fit_predict, seed=work.seed), work.config.keep)
-    last = len(rows)
-    annotation = cross_annotate(ids[:last], groups[:last], flags[:last], ratios, fit_predict, work.seed)
-    apply(work, rows, annotation, between[-1])
-    return ratios
+    last = len(seen.ids)
+    seen.add(work, gold)
+    pool = seen.violating(work)
+    fit_predict = binary(linear_probabilities(seen.vectors, 2, seen.ids))
+    held = range(last, len(seen.ids))
+    ratios = choose_ratios(
+        sweep(seen.ids, seen.groups, pool, held, fit_predict, seed=work.seed), work.config.keep
+    )
+    return ratios, cross_annotate(
+        seen.ids[:last], seen.groups[:last], pool[:last], ratios, fit_predict, work.seed
+    )
 
 
-def both_classes(policy: Policy, rows: list[dict[str, Any]], least: int = 8) -> bool:
-    """Whether there are enough rows of either class to train halves on."""
-    violating = sum(policy.violates(row["severity"], "strict") for row in rows)
-    return min(violating, len(rows) - violating) >= least
+def between(policy: Policy) -> list[str]:
+    """The severities that only the strict reading calls violating."""
+    return [severity.name for severity in policy.severities if severity.violating == "strict"]
 
 
 def binary(fit_predict: Any) -> Any:
@@ -109,18 +114,34 @@ def binary(fit_predict: Any) -> Any:
     return probability
 
 
-def apply(work: Work, rows: list[dict[str, Any]], annotation: Annotation, between: str) -> None:
-    """The three-way vote as labels: people's stand, a violating vote keeps its own severity if it was one."""
+def labelled(
+    work: Work, people: Mapping[str, human_labels.Consensus], found: Mapping[str, Annotation]
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows with their labels, in the order in which they were annotated."""
+    at: Counter[str] = Counter()
+    named = [name for name in TABLE.names if name != "digest"]
+    for rows in samples(work, people):
+        for row in rows:
+            row |= {"fold": -1, "loose": None, "strict": None, "voted": row["severity"]}
+            if row["side"] in found and not row["abstain"]:
+                apply(work, row, found[row["side"]], at[row["side"]])
+                at[row["side"]] += 1
+        yield as_samples(rows, named)
+
+
+def apply(work: Work, row: dict[str, Any], annotation: Annotation, at: int) -> None:
+    """The three-way vote as a label: a person's stands, a violating vote keeps its own severity if it was one."""
     policy = work.policy
-    for i, row in enumerate(rows):
-        row["fold"] = int(annotation.fold[i])
-        row["loose"], row["strict"] = float(annotation.loose[i]), float(annotation.strict[i])
-        if row["origin"] == "human":
-            continue
-        vote = annotation.vote[i]
-        severity = between if vote == CONTROVERSIAL else policy.mildest if vote == SAFE else policy.worst
-        if severity != row["severity"]:
-            set_label(work, row, severity, "controversial")
+    row["fold"] = int(annotation.fold[at])
+    row["loose"], row["strict"] = float(annotation.loose[at]), float(annotation.strict[at])
+    if row["origin"] == "human":
+        return
+    vote = annotation.vote[at]
+    severity = (
+        between(policy)[-1] if vote == CONTROVERSIAL else policy.mildest if vote == SAFE else policy.worst
+    )
+    if severity != row["severity"]:
+        set_label(work, row, severity, "controversial")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ set.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_jobs.engine import Failure
 from ray_jobs.files import Import, import_file, read_table, readable
 from ray_jobs.seeds import PROMPT
-from ray_jobs.step import Output, Step, Work
+from ray_jobs.step import Output, Rows, Step, Work
 from ray_jobs.store import table_schema
 from synth import dedup
 from synth.decontaminate import contaminated
@@ -63,8 +65,10 @@ def step(config: DedupJobConfig) -> Step:
 
 
 def run(work: Work) -> Output:
-    """Drop what is near a held-out gold row, then near-duplicates."""
-    table = work.read("prompts").drop_columns(["digest"])
+    """Drop what is near a held-out gold row, then near-duplicates. Of a row only what decides is held."""
+    table = work.read("prompts", columns=["id", "group_id", "text", "intended", "pair_id", "source"])
+    read = table.num_rows
+    table = table.append_column("at", pa.array(np.arange(read)))
     near: list[dict[str, Any]] = []
     gold = work.read("gold") if work.config.against_gold else None
     for name, texts in held_out(gold, work.config.evaluations).items():
@@ -79,16 +83,29 @@ def run(work: Work) -> Output:
         priority="source",
         vectors=vectors(work, table["text"].to_pylist()) if work.config.semantic else None,
     )
-    kept = table.take(pa.array(result.rows))
-    groups = dict(zip(table["id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
-    tables: dict[str, pa.Table | list[dict[str, Any]]] = {
-        "deduped": kept,
+    stays = np.zeros(read, dtype=bool)
+    stays[table["at"].to_numpy()[result.rows]] = True
+    removed = pa.concat_tables([result.duplicates.select(["id"]), result.conflicts.select(["id"])])
+    named = table.filter(pc.is_in(table["id"].cast(pa.string()), pc.unique(removed["id"])))
+    groups = dict(zip(named["id"].to_pylist(), named["group_id"].to_pylist(), strict=True))
+    tables: dict[str, Rows | Iterator[Rows]] = {
+        "deduped": kept(work, stays),
         "duplicates": audited(result.duplicates, "duplicate", groups),
         "conflicts": audited(result.conflicts, "conflict", groups),
         "contaminated": near,
     }
-    dropped = Counter({"near-duplicate": table.num_rows - kept.num_rows, "near an evaluation row": len(near)})
+    dropped = Counter({
+        "near-duplicate": table.num_rows - len(result.rows), "near an evaluation row": len(near),
+    })  # fmt: skip
     return Output(tables, dropped=+dropped)
+
+
+def kept(work: Work, stays: np.ndarray) -> Iterator[pa.Table]:
+    """The rows that stay, whole, as they are read once more."""
+    columns, first = [name for name in PROMPT.names if name != "digest"], 0
+    for batch in work.store.batches(work.versions["prompts"].ref, columns=columns):
+        yield pa.table(batch).filter(pa.array(stays[first : first + batch.num_rows]))
+        first += batch.num_rows
 
 
 def vectors(work: Work, texts: list[str]) -> np.ndarray:

@@ -7,14 +7,14 @@ labelled are only ever questioned.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from label.distill import DROP, RELABEL, Distilled, Rules, distill
-from ray_jobs.controversial import both_classes
-from ray_jobs.relabel import as_samples, linear_probabilities, set_label, vectors
+from ray_jobs.relabel import Seen, linear_probabilities, parts_of, seen_by_side, set_label
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.votes import SAMPLE
@@ -53,49 +53,52 @@ def step(config: DistilledConfig) -> Step:
 
 def run(work: Work) -> Output:
     """Relabel each side by its teacher, drop what is doubted, leave out what abstained."""
-    rows = work.read("controversial").to_pylist()
-    kept, changes = [], []
-    dropped = Counter(abstained=sum(row["abstain"] for row in rows))
-    for side in work.policy.sides:
-        here = [row for row in rows if row["side"] == side and not row["abstain"]]
-        if not work.config.enabled or not both_classes(work.policy, here):
-            kept += here
-            continue
-        result = teach(work, here)
-        changes += change_rows(work, here, result)
-        kept += apply(work, here, result)
-        dropped["doubted by the teacher"] += result.counts.get(DROP, 0)
-    columns = [field.name for field in SAMPLE if field.name != "digest"]
-    return Output({"distilled": as_samples(kept, columns), "label_changes": changes}, dropped=+dropped)
+    found: dict[str, Distilled] = {}
+    changes: list[dict[str, Any]] = []
+    for side, seen in seen_by_side(work, samples(work)).items() if work.config.enabled else ():
+        if seen.both_classes(work):
+            found[side] = teach(work, seen)
+            changes += change_rows(work, seen, found[side])
+    output = Output({"label_changes": changes})
+    output.tables["distilled"] = kept(work, found, output.dropped)
+    return output
 
 
-def teach(work: Work, rows: list[dict[str, Any]]) -> Distilled:
-    names = list(work.policy.severity_names)
-    fit_predict = linear_probabilities(vectors(work, "teacher", rows), len(names))
-    return distill(
-        [row["id"] for row in rows],
-        [row["group_id"] for row in rows],
-        [names.index(row["severity"]) for row in rows],
-        [row["origin"] == "human" for row in rows],
-        fit_predict,
-        work.config.rules,
-        work.seed,
-    )
+def samples(work: Work) -> Iterator[list[dict[str, Any]]]:
+    return parts_of(work, "controversial", [name for name in SAMPLE.names if name != "digest"])
 
 
-def apply(work: Work, rows: list[dict[str, Any]], result: Distilled) -> list[dict[str, Any]]:
-    """The rows that stay, relabelled where the teacher says so."""
-    kept = []
-    for row, action, label in zip(rows, result.actions, result.labels, strict=True):
-        if action == RELABEL:
-            set_label(work, row, work.policy.severity_names[label], "distilled")
-        if action != DROP:
-            kept.append(row)
-    return kept
+def teach(work: Work, seen: Seen) -> Distilled:
+    fit_predict = linear_probabilities(seen.vectors, len(work.policy.severity_names), seen.ids)
+    return distill(seen.ids, seen.groups, seen.label, seen.human, fit_predict, work.config.rules, work.seed)
 
 
-def change_rows(work: Work, rows: list[dict[str, Any]], result: Distilled) -> list[dict[str, Any]]:
-    names, groups = work.policy.severity_names, {row["id"]: row["group_id"] for row in rows}
+def kept(work: Work, found: Mapping[str, Distilled], dropped: Counter[str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows that stay, relabelled where the teacher says so, in the order in which it was taught."""
+    at: Counter[str] = Counter()
+    for rows in samples(work):
+        stay = []
+        for row in rows:
+            side = row["side"]
+            if row["abstain"]:
+                dropped["abstained"] += 1
+                continue
+            if result := found.get(side):
+                action, label = result.actions[at[side]], result.labels[at[side]]
+                at[side] += 1
+                if action == DROP:
+                    dropped["doubted by the teacher"] += 1
+                    continue
+                if action == RELABEL:
+                    set_label(work, row, work.policy.severity_names[label], "distilled")
+            stay.append(row)
+        yield stay
+
+
+def change_rows(work: Work, seen: Seen, result: Distilled) -> list[dict[str, Any]]:
+    changed = {change.id for change in result.changes}
+    groups = {row: group for row, group in zip(seen.ids, seen.groups, strict=True) if row in changed}
+    names = work.policy.severity_names
     return [
         {
             "id": row_id(change.id, "change", ""),

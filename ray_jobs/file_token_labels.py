@@ -131,10 +131,10 @@ def label_file(
 
 def labelled(table: pa.Table, rows: list[dict[str, Any]], output: Output) -> pa.Table:
     """The file's table with the added columns."""
-    checks = {row["parent_id"]: row for row in output.tables["token_label_checks"]}  # type: ignore[union-attr]
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for one in output.tables["token_labels"]:  # type: ignore[union-attr]
-        found[one["parent_id"], one["part"]] = one
+    compared: list[dict[str, Any]] = output.tables["token_label_checks"]  # type: ignore[assignment]
+    made_rows: list[dict[str, Any]] = output.tables["token_labels"]  # type: ignore[assignment]
+    checks = {row["parent_id"]: row for row in compared}
+    found = {(row["parent_id"], row["part"]): row for row in made_rows}
     thinks = any(part == THINKING for _, part in found)
     for part, prefix in zip((ANSWER, THINKING), PREFIXES, strict=True):
         if part == THINKING and not thinks:

@@ -10,7 +10,7 @@ A unit is one task of a Ray Data pipeline: the task reads its rows, asks the eng
 requests of all units in flight into full batches), and writes. The unit, not the block, is therefore what Ray retries.
 """
 
-from ray_jobs.step.definition import Cut, Failed, Output, Step, StepFailed, Work
+from ray_jobs.step.definition import Cut, Failed, Output, Rows, Step, StepFailed, Work
 from ray_jobs.step.run import Run, run_step, run_steps
 
-__all__ = ["Cut", "Failed", "Output", "Run", "Step", "StepFailed", "Work", "run_step", "run_steps"]
+__all__ = ["Cut", "Failed", "Output", "Rows", "Run", "Step", "StepFailed", "Work", "run_step", "run_steps"]

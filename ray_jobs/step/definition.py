@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -51,11 +51,15 @@ class Failed:
     raw: str = ""
 
 
+Rows: TypeAlias = pa.Table | list[dict[str, Any]]
+
+
 @dataclass
 class Output:
-    """What a step's function returns: rows per table, failed rows, and what was dropped and why."""
+    """What a step's function returns: rows per table, failed rows, and what was dropped and why. A table too large to
+    be held may come as an iterator of its parts; what it drops may be counted until it ends."""
 
-    tables: dict[str, pa.Table | list[dict[str, Any]]]
+    tables: dict[str, Rows | Iterator[Rows]]
     failed: list[Failed] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ray_jobs.step.definition import Cut, Failed, Output, Step, Work, recipe_of
+from ray_jobs.step.definition import Cut, Failed, Output, Rows, Step, Work, recipe_of
 from ray_jobs.store import Store, TableVersion, table_schema, without
 from synth.ids import row_id, stable_hash
 
@@ -25,6 +25,7 @@ QUARANTINE = table_schema(
 )
 
 
+PIECE = 32_768  # rows of a fragment, of a table that comes in parts
 FACTS = ("group_id", "leaf", "language")  # what a cut can go by, and what `plan` follows rows by
 
 
@@ -165,17 +166,18 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
     counts: dict[str, int] = {}
     unknown = set(output.tables) - set(step.tables)
     assert not unknown, f"{step.name} wrote undeclared tables {sorted(unknown)}"
-    quarantine = _quarantined(output.failed, identity)
-    excluded = store.excluded_ids()
-    dropped = Counter(output.dropped)
+    excluded, gone = store.excluded_ids(), 0
     named = [(name, schema, output.tables.get(name, [])) for name, schema in step.tables.items()]
-    for name, schema, rows in [*named, (f"{step.name}_quarantine", QUARANTINE, quarantine)]:
-        made = to_table(rows, schema)
-        table = without(made, excluded)
-        if name == step.main and table.num_rows < made.num_rows:
-            dropped["excluded"] += made.num_rows - table.num_rows
-        counts[name] = table.num_rows
-        fragments[name] = store.write_fragments(name, table, schema) if table.num_rows else []
+    named.append((f"{step.name}_quarantine", QUARANTINE, _quarantined(output.failed, identity)))
+    for name, schema, rows in named:
+        fragments[name], counts[name] = [], 0
+        for made in pieces(rows, schema):
+            table = without(made, excluded)
+            gone += made.num_rows - table.num_rows if name == step.main else 0
+            counts[name] += table.num_rows
+            fragments[name] += store.write_fragments(name, table, schema) if table.num_rows else []
+    dropped = Counter(output.dropped)  # complete now that the parts are written
+    dropped.update({"excluded": gone} if gone else {})
     return {
         "identity": identity,
         "fragments": fragments,
@@ -186,6 +188,21 @@ def write_output(step: Step, identity: str, rows_in: int, output: Output, store:
         "usage": {},
         "seconds": 0.0,
     }
+
+
+def pieces(rows: Rows | Iterator[Rows], schema: pa.Schema) -> Iterator[pa.Table]:
+    """A table to write: whole as it is, or the parts of an iterator, joined into fragments of PIECE rows or more."""
+    if isinstance(rows, pa.Table | list):
+        yield to_table(rows, schema)
+        return
+    parts: list[pa.Table] = []
+    for part in rows:
+        parts.append(to_table(part, schema))
+        if sum(one.num_rows for one in parts) >= PIECE:
+            yield pa.concat_tables(parts)
+            parts = []
+    if parts:
+        yield pa.concat_tables(parts)
 
 
 def _quarantined(failed: list[Failed], unit: str) -> list[dict[str, Any]]:
@@ -208,7 +225,7 @@ def _quarantined(failed: list[Failed], unit: str) -> list[dict[str, Any]]:
     return rows
 
 
-def to_table(rows: pa.Table | list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
     """Rows as the declared schema, in the order of their ids' first appearance; `digest` is the store's to fill."""
     fields = pa.schema([f for f in schema if f.name != "digest"])
     if isinstance(rows, pa.Table):

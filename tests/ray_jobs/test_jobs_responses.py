@@ -126,7 +126,7 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
             "split": "test"}  # fmt: skip
     versions = {"prompts": put(store, "prompts", PROMPT, rows), "gold": put(store, "gold", GOLD, [gold])}
     output = dedup.run(make_work(safety, store, DedupJobConfig(), versions=versions))
-    assert output.tables["deduped"]["id"].to_pylist() == ["a", "c", "alone"]
+    assert pa.concat_tables(output.tables["deduped"])["id"].to_pylist() == ["a", "c", "alone"]
     (gone,) = output.tables["duplicates"]
     assert (gone["row"], gone["kept_id"], gone["group_id"]) == ("b", "a", "gb")
     assert {row["row"] for row in output.tables["conflicts"]} & {"a", "b", "c"}
@@ -135,7 +135,7 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
     free = dedup.run(
         make_work(safety, store, replace(DedupJobConfig(), against_gold=False), versions=versions)
     )
-    assert "near gold" in free.tables["deduped"]["id"].to_pylist()
+    assert "near gold" in pa.concat_tables(free.tables["deduped"])["id"].to_pylist()
 
 
 def test_more_samples_for_prompts_of_one_severity(answer):

@@ -16,6 +16,7 @@ from ray_jobs.step import Cut, Failed, Output, Step, StepFailed, run_steps
 from ray_jobs.step.definition import identifying, resolve_roles, step_identity
 from ray_jobs.step.units import cut_units, finished, to_table
 from ray_jobs.store import Busy, Store, StoreError, table_schema
+from ray_jobs.store.tables import fragments_of
 from synth.errors import BadInput
 
 ROW = table_schema([pa.field("text", pa.string()), pa.field("leaf", pa.string())])
@@ -503,3 +504,29 @@ def test_a_root_that_a_living_process_works_on_is_busy_and_a_dead_ones_is_free(s
             other.kill()
     with store.lock():
         pass
+
+
+def in_parts(work):
+    """The quiet rows three at a time, without the third of each part, which is counted as it goes by."""
+    output = Output({})
+
+    def parts():
+        rows = work.read("quiet").drop_columns(["digest"]).to_pylist()
+        for first in range(0, len(rows), 3):
+            output.dropped["third"] += 1
+            yield rows[first : first + 2]
+
+    output.tables["whole"] = parts()
+    return output
+
+
+def test_a_table_that_comes_in_parts_is_one_version_of_few_fragments_and_its_drops_are_counted(
+    mill, store, monkeypatch
+):
+    monkeypatch.setattr("ray_jobs.step.units.PIECE", 4)
+    made = run_steps([Step("in_parts", in_parts, Config(), {"whole": ROW}, sides=("quiet",))], mill())[
+        "whole"
+    ]
+    assert made.provenance.counts["dropped"] == {"third": 4}
+    assert store.read("whole")["id"].to_pylist() == ["r0", "r1", "r3", "r4", "r6", "r7", "r9", "r10"]
+    assert len(fragments_of(store.files, made)) == 2
