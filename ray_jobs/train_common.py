@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 
 from synth.errors import BadInput
 from synth.ids import stable_hash
-from train.curves import check_place
-from train.data import check_classes
 
 REFUSED = "refused.txt"
 
@@ -88,8 +86,6 @@ def run_training(
     share of the cores. Finished variants in `out_dir` with the same config, examples and provenance are not trained
     again; leftovers of another training there are removed.
     """
-    check_classes(next(iter(variants.values())))
-    check_place(config.curves)
     out_dir = out_dir.resolve()
     _claim(kind, variants, config, out_dir, provenance)
     if not all((out_dir / name / "guardmill.json").is_file() for name in variants):

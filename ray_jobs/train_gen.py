@@ -5,7 +5,8 @@ from typing import Any
 
 from ray_jobs.train_common import TrainResult, read_rows, run_training
 from train.control import CONTROL, shuffled_gen
-from train.data import GenExample
+from train.curves import check_place
+from train.data import GenExample, check_classes
 from train.fit_config import GenConfig
 
 
@@ -25,5 +26,7 @@ def train_gen(
     `out_dir/control`.
     """
     rows = read_rows(examples, GenExample)
+    check_classes(rows)
+    check_place(config.curves)
     variants = {"guard": rows, **({CONTROL: shuffled_gen(rows, config.seed)} if control else {})}
     return run_training("gen", variants, config, Path(out_dir), workers, use_gpu, provenance or {})

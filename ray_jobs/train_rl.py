@@ -128,6 +128,9 @@ def _worker(loop: dict[str, Any]) -> None:
     """One training process."""
     import os
 
+    folder = Path(loop["out"])
+    if (folder / REFUSED).is_file():  # told by another worker, and Ray Train tries again
+        return
     if not os.environ.get("CUDA_VISIBLE_DEVICES"):
         os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
@@ -138,9 +141,7 @@ def _worker(loop: dict[str, Any]) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    folder, job, policy, engines = Path(loop["out"]), loop["job"], loop["policy"], loop["engines"]
-    if (folder / REFUSED).is_file():  # told by another worker, and Ray Train tries again
-        return
+    job, policy, engines = loop["job"], loop["policy"], loop["engines"]
     told = json.loads((folder / "policy.examples.json").read_text(encoding="utf-8"))
     try:
         judge = Judge(

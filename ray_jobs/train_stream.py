@@ -5,7 +5,8 @@ from typing import Any
 
 from ray_jobs.train_common import TrainResult, read_rows, run_training
 from train.control import CONTROL, shuffled_stream
-from train.data import StreamExample
+from train.curves import check_place
+from train.data import StreamExample, check_classes
 from train.fit_config import StreamConfig
 
 
@@ -25,5 +26,7 @@ def train_stream(
     `out_dir/guard`, the control in `out_dir/control`.
     """
     rows = read_rows(examples, StreamExample)
+    check_classes(rows)
+    check_place(config.curves)
     variants = {"guard": rows, **({CONTROL: shuffled_stream(rows, config.seed)} if control else {})}
     return run_training("stream", variants, config, Path(out_dir), workers, use_gpu, provenance or {})

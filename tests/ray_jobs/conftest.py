@@ -18,10 +18,16 @@ import torch
 import uvicorn
 from aiohttp import web
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from ray_jobs.serve.server import Guard, Settings, application
 from train.backbone import save_tokenizer
+from train.data import CHAT_TEMPLATE
 from train.labels import label_maps
 from train.stream_model import StreamGuard, StreamGuardConfig
 
@@ -218,3 +224,24 @@ def browse(tmp_path: Path) -> Callable[[], Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium or google-chrome on this machine")
     return lambda: browser(tmp_path / "profile")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random two-layer Llamas with a chat template: a "policy", and a "reward" model of one output."""
+    tokenizer, folders = chatml_tokenizer(), {}
+    tokenizer.chat_template = CHAT_TEMPLATE
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    for name, kind, more in (
+        ("policy", AutoModelForCausalLM, {}),
+        ("reward", AutoModelForSequenceClassification, {"num_labels": 1}),
+    ):
+        folders[name] = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        kind.from_config(AutoConfig.for_model("llama", **shape, **more)).save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders

@@ -1,22 +1,13 @@
-"""A run of safety RL: one killed on the way ends where an unbroken one does; what is not whole is not resumed."""
+"""A run of safety RL: what is not whole is not resumed (tests/ray_jobs/test_train_rl.py kills one on the way)."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("trl", exc_type=ImportError)
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from label.verdict import Verdict
 from synth.errors import BadInput
 from synth.policy import load_policy
-from train.data import CHAT_TEMPLATE
 from train.reward_adapters import Judge
 from train.rewards import RewardConfig
 from train.rl_config import RLConfig, RLPrompt
@@ -36,70 +27,6 @@ def config(folder: str, **change) -> RLConfig:
         "checkpoint_steps": 2,
     }
     return RLConfig(folder, **{**given, "workers": 1, **change})
-
-
-def alone(folder: str, out: str, killed_at: int, port: str) -> None:
-    """A training in this process, which kills itself when the guard is asked for the `killed_at`th time."""
-    import torch
-    import torch.distributed as dist
-
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    asked = 0
-
-    def guard(turns: list) -> list[Verdict]:
-        nonlocal asked
-        asked += 1
-        if asked == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [Verdict("Unsafe" if len(each[-1]["content"]) % 2 else "Safe", (), False) for each in turns]
-
-    judge = Judge(guard, lambda turns: [float(len(each[-1]["content"])) for each in turns])
-    train_policy(
-        ROWS, config(folder), load_policy("safety"), judge, RewardConfig(fallback=-10.0), Path(out), {}
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(llama, tmp_path):
-    policy = tmp_path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(llama)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(policy)
-    tokenizer.save_pretrained(policy)
-
-    def run(name: str, killed_at: int) -> subprocess.CompletedProcess:
-        port = str(20_000 + (os.getpid() * 7 + killed_at) % 20_000)
-        return subprocess.run(
-            [sys.executable, __file__, str(policy), str(tmp_path / name / "policy"), str(killed_at), port],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "DS_ACCELERATOR": "cpu"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert run("broken", 3).returncode == -signal.SIGKILL  # in the third generation, behind two checkpoints
-    assert not (tmp_path / "broken" / "policy").exists()
-    for name in ("broken", "whole"):
-        done = run(name, 0)
-        assert done.returncode == 0, done.stderr[-2000:]
-    found = {}
-    for name in ("broken", "whole"):
-        folder = tmp_path / name / "policy"
-        metrics = json.loads((folder / "guardmill.json").read_text())["metrics"]
-        assert (metrics["engine"], metrics["steps"]) == ("DeepSpeedEngine", 6)
-        assert metrics["resumed_at"] == (4 if name == "broken" else 0)
-        found[name] = [{**entry, "seconds": 0} for entry in read_history(folder)]
-        assert sorted(path.name for path in folder.parent.iterdir()) == ["policy"]
-    assert (
-        found["broken"] == found["whole"]
-    )  # to the last digit: weights, data and random state were all there
-    assert [entry["step"] for entry in found["whole"]] == [1, 2, 3, 4, 5, 6]
-    weights = [
-        AutoModelForCausalLM.from_pretrained(tmp_path / name / "policy").state_dict() for name in found
-    ]
-    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
 def test_a_checkpoint_that_is_not_whole_is_removed_and_the_newest_whole_one_resumed(tmp_path):
@@ -142,7 +69,3 @@ def test_credit_by_token_needs_a_streaming_guard(tmp_path):
                 {},
                 turned,
             )
-
-
-if __name__ == "__main__":
-    alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
