@@ -22,6 +22,7 @@ from ray_jobs import (
     prompts,
     report,
     responses,
+    rl_ability,
     rl_evaluation,
     rl_prompts,
     seeds,
@@ -67,7 +68,7 @@ def steps(recipe: Recipe, policy: Policy) -> list[Step]:
     return [*flow, report.step(recipe.report, flow)]
 
 
-def rl_steps(recipe: Recipe, policy: Policy) -> list[Step]:
+def rl_steps(recipe: Recipe, policy: Policy, ability: bool = False) -> list[Step]:
     """On request, behind a finished run: a policy model trained with the guard as its reward."""
     if "response" not in policy.sides or not policy.refusal:
         raise BadInput(f"{policy.source}: safety RL needs a policy about responses that labels refusal")
@@ -75,6 +76,7 @@ def rl_steps(recipe: Recipe, policy: Policy) -> list[Step]:
         rl_prompts.step(recipe.rl_prompts),
         train_rl.step(recipe.rl_policy),
         rl_evaluation.step(recipe.rl_evaluation),
+        *([rl_ability.step(recipe.rl_ability)] if ability else []),
     ]
 
 

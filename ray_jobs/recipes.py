@@ -26,10 +26,19 @@ from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.gold import GoldConfig
 from ray_jobs.prompts import PromptsConfig
 from ray_jobs.recipes_engines import tiny_endpoint, tiny_vllm
-from ray_jobs.recipes_rl import LOCAL_EVALUATION, LOCAL_PROMPTS, LOCAL_TRAINING, local_roles
+from ray_jobs.recipes_rl import (
+    LOCAL_EVALUATION,
+    LOCAL_PROMPTS,
+    LOCAL_TRAINING,
+    TINY_EVALUATION,
+    TINY_PROMPTS,
+    TINY_TRAINING,
+    local_roles,
+)
 from ray_jobs.recipes_scale import qwen3guard, single_gpu
 from ray_jobs.report import ReportConfig
 from ray_jobs.responses import ResponsesConfig
+from ray_jobs.rl_ability import RLAbilityConfig
 from ray_jobs.rl_evaluation import RLEvaluationConfig
 from ray_jobs.rl_prompts import RLPromptsConfig
 from ray_jobs.seeds import SeedsConfig
@@ -83,6 +92,7 @@ class Recipe:
     rl_prompts: RLPromptsConfig = LOCAL_PROMPTS
     rl_policy: RLJobConfig = LOCAL_TRAINING
     rl_evaluation: RLEvaluationConfig = LOCAL_EVALUATION
+    rl_ability: RLAbilityConfig = RLAbilityConfig()
 
 
 def local() -> Recipe:
@@ -157,6 +167,10 @@ def tiny() -> Recipe:
             Plan(k=2, costs=LOCAL_COSTS), responses=3, sampling=Sampling(max_tokens=6, temperature=0.8)
         ),
         stream_guard=GuardConfig(rows=96, epochs=3, train_layers=0),
+        rl_prompts=TINY_PROMPTS,
+        rl_policy=TINY_TRAINING,
+        rl_evaluation=TINY_EVALUATION,
+        rl_ability=RLAbilityConfig(limit=8),
     )
 
 

@@ -7,7 +7,10 @@ binds one of 8B. Locally an embedder's relevance stands in for it (ray_jobs/rl_j
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ray_jobs.engine.calls import Model, Sampling
+from ray_jobs.rl_ability import RLAbilityConfig
 from ray_jobs.rl_evaluation import RLEvaluationConfig
 from ray_jobs.rl_judge import JudgeConfig
 from ray_jobs.rl_prompts import RLPromptsConfig
@@ -30,8 +33,13 @@ LOCAL_TRAINING = RLJobConfig(
     cpus=2,
 )
 LOCAL_EVALUATION = RLEvaluationConfig(limit=60, sampling=SHORT)
+TINY_PROMPTS = RLPromptsConfig(samples=4, limit=16, test_share=0.4, sampling=replace(SHORT, max_tokens=16))
+TINY_TRAINING = replace(LOCAL_TRAINING, steps=4, batch=8, group=4, max_tokens=16, checkpoint_steps=2)
+TINY_EVALUATION = RLEvaluationConfig(limit=8, sampling=replace(SHORT, max_tokens=16))
 SCALE_PROMPTS = RLPromptsConfig(thinking=(True, False), languages=("en", "zh"), sampling=LONG, judge=FULL)
 SCALE_EVALUATION = RLEvaluationConfig(limit=2000, sampling=LONG, judge=FULL)
+# two of the report's four; the others have harnesses of their own (docs/rl.md)
+SCALE_ABILITY = RLAbilityConfig(tasks=(), chat=("gpqa_diamond_cot_zeroshot", "aime25"), use_gpu=True)
 
 
 def scale_training(workers: int) -> RLJobConfig:

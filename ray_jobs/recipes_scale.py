@@ -193,6 +193,7 @@ def qwen3guard(backbone: str = "Qwen/Qwen3-4B") -> Recipe:
         rl_prompts=recipes_rl.SCALE_PROMPTS,
         rl_policy=recipes_rl.scale_training(workers=8),
         rl_evaluation=recipes_rl.SCALE_EVALUATION,
+        rl_ability=recipes_rl.SCALE_ABILITY,
         units=512,
         roles=scale_roles(backbone),
         gold=GoldConfig(),
