@@ -30,6 +30,8 @@ def examples(kind: str, rows: Sequence[EvalRow], policy: Policy, template: str =
     if sides:
         raise BadInput(f"{policy.source}: the policy {policy.id} has no side {sides[0]!r}")
     said = {severity(policy, row) for row in labelled}
+    if kind == "stream" and any(row.onset and row.onset[0][0] > 0 for row in labelled):
+        said.add(policy.mildest)  # of the tokens before the onset
     if len(said) < 2:
         told = f"all of the {len(labelled)} labelled rows are {min(said)}" if said else "no row is labelled"
         raise BadInput(f"a guard needs rows of two labels at least, and {told}")

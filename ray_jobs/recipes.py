@@ -124,11 +124,12 @@ def local() -> Recipe:
         },
         translations=TranslationsConfig(program=apertium_version()),
         gold=GoldConfig(limit=420),
-        prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.5),
-        responses=ResponsesConfig(share=0.12, sampling=Sampling(max_tokens=40, temperature=0.8)),
-        voters=VotersConfig(written=600),
+        prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.0),
+        responses=ResponsesConfig(share=0.09, sampling=Sampling(max_tokens=40, temperature=0.8)),
+        voters=VotersConfig(written=400),
         votes=VotesConfig(people=False),
-        gen_guard=GuardConfig(rows=800, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512),
+        gen_guard=GuardConfig(rows=700, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512, max_length=96),
+        stream_guard=GuardConfig(rows=2400, train_layers=0, epochs=8, lr=1e-3, max_length=128),
         token_labels=TokenLabelsConfig(
             Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),

@@ -22,6 +22,9 @@ from synth.errors import BadInput
 from synth.ids import stable_hash
 
 REFUSED = "refused.txt"
+# glibc gives large tensors back to the system after every step and fetches them anew, page by page: a tenth of the CPU
+# time of a training (49.6 against 55.1 s for 120 rows of two epochs; two cores).
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,9 @@ def _fit(
 ) -> None:
     """Runs `worker` in `workers` processes, and again from the last checkpoint when one dies (twice at most)."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, RunConfig
 
     if not ray.is_initialized():
         ray.init(num_cpus=max(4, workers + 2), include_dashboard=False)
@@ -129,6 +133,7 @@ def _fit(
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(Path(loop["out"]) / "ray"),
+            worker_runtime_env={"env_vars": KEPT_MEMORY},
             failure_config=FailureConfig(max_failures=2),
         ),
     )

@@ -106,13 +106,15 @@ def chat_ids(tokenizer, messages: Sequence[Message], add_generation_prompt: bool
 
 
 def check_classes(examples: Sequence[GenExample | StreamExample]) -> None:
-    """BadInput where all examples say the same, so that there is nothing to learn."""
+    """BadInput where all examples say the same, so that there is nothing to learn. A response that turns somewhere says
+    two things by itself: its tokens before the onset are safe."""
     said: set[str | None] = set()
     for example in examples:
         if isinstance(example, GenExample):
             said.add(example.answer)
         else:
             said |= {example.query_risk, example.response_risk} - {None}
+            said |= {"safe until the onset"} if example.onset else set()
     if len(said) < 2:
         only = str(min(map(str, said), default="nothing")).splitlines()[0]
         raise BadInput(f"all {len(examples)} examples say {only!r}: a guard needs two classes at least")

@@ -38,8 +38,11 @@ class StreamModule(nn.Module):
             for head in HEADS:
                 self.add_module(side + head, guard.get_submodule(side + head))
 
-    def forward(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """For each branch, risk and category logits [N, classes] at its N labelled positions."""
+    def forward(self, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """For each branch, by its heads' prefix, risk and category logits [N, classes] at its N labelled positions.
+
+        Keys are words: ZeRO 3 on a GPU asks the keys of a module's output how they begin.
+        """
         layout = (batch["position_ids"], batch["end"])
         if "hidden" not in batch:
             hidden = run(self.upper, *layout, input_ids=batch["input_ids"])
@@ -49,7 +52,7 @@ class StreamModule(nn.Module):
             hidden = batch["hidden"].to(self.dtype)
         labelled = hidden.flatten(0, 1)[batch["at"]]
         return {
-            branch: head_logits(self, labelled[batch["branch"] == branch], side)
+            side: head_logits(self, labelled[batch["branch"] == branch], side)
             for branch, side in SIDES.items()
         }
 
@@ -120,7 +123,9 @@ class StreamTask:
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Summed loss of a batch: Lq + Lr per sample, times its weight."""
         total = torch.zeros((), device=batch["risk"].device)
-        for branch, (risk_logits, category_logits) in module(batch).items():
+        logits = module(batch)
+        for branch, side in SIDES.items():
+            risk_logits, category_logits = logits[side]
             here = batch["branch"] == branch
             per_token = token_loss(
                 risk_logits, category_logits, batch["risk"][here], batch["category"][here], self.safe

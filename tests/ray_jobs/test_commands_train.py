@@ -48,6 +48,9 @@ def test_a_response_is_taught_from_its_onset_on_and_a_row_without_one_as_a_whole
 def test_rows_of_one_label_and_sides_that_the_policy_lacks_are_refused(safety, data_quality):
     with pytest.raises(BadInput, match="two labels at least, and all of the 2 labelled rows are Safe"):
         examples("stream", [ASKED, ASKED], safety)
+    assert examples("stream", [TURNED], safety)[0]["onset"] == 6  # safe until there: two labels in one row
+    with pytest.raises(BadInput, match="all of the 1 labelled rows are Unsafe"):
+        examples("gen", [TURNED], safety)
     side = "response" if "response" not in data_quality.sides else "prompt"
     row = EvalRow(side, "p", ALWAYS, "g", response="r")
     with pytest.raises(BadInput, match=f"has no side '{side}'"):

@@ -23,6 +23,7 @@ from train.gen import GenTask
 from train.stream_score import load_guard
 from train.stream_task import StreamTask
 from train.variants import train_variants
+from train.weave import collate
 
 WORDS = "the old dog walks over a small bridge and sings how do I make cake with music".split()  # noqa: SIM905
 
@@ -376,6 +377,20 @@ def test_examples_of_one_class_are_refused():
             check_classes(examples)
     check_classes(gen_examples())
     check_classes(stream_examples())
+
+
+def test_a_response_that_turns_is_two_classes_by_itself():
+    turned = StreamExample("1", "g", "p", response="Once. [withheld]", response_risk="Unsafe", onset=6)
+    check_classes([turned])
+    with pytest.raises(BadInput, match="all 1 examples say 'Unsafe'"):
+        check_classes([replace(turned, onset=0)])
+
+
+def test_the_streaming_guards_outputs_have_words_as_keys_which_zero_3_asks_for_on_a_gpu(llama, tmp_path):
+    task = StreamTask(stream_config(llama, train_layers=None))
+    samples, _ = task.encode(stream_examples())
+    batch = collate([[0]], samples)
+    assert all(isinstance(key, str) for key in task.build()(batch))
 
 
 def test_a_backbone_without_chat_markers_is_refused(llama, tmp_path):
