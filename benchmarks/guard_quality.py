@@ -59,13 +59,17 @@ def classified(name: str, answers: dict[str, list[Told]], data: Any) -> dict[str
 
 
 def turned(answers: list[Told], data: Any) -> dict[str, Any]:
-    """Where each system first flags, in the streaming guard's tokens, against the first marked span."""
+    """Where each system first flags, in the streaming guard's tokens, against the first marked span.
+
+    The streaming guard is sure at the second of two flagged tokens; the first of the two is where it says the turn was.
+    """
     trained, test = data
     pairs = [(row, one) for row, one in zip(test, answers, strict=True) if one.offsets is not None]
     kept, offsets = [row for row, _ in pairs], [np.array(one.offsets).reshape(-1, 2) for _, one in pairs]
     spans = [token_span(tokens, row.onset[0]) for row, tokens in zip(kept, offsets, strict=True)]
     found = {
         "stream, debounced": [one.onset for _, one in pairs],
+        "stream, located": [None if one.onset is None else one.onset - 1 for _, one in pairs],
         "lexicon": _tokens(lexicon_onsets(trained, kept), offsets),
         "sentences": _tokens(sentence_onsets(trained, kept), offsets),
     }
@@ -122,7 +126,8 @@ def claims(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The better guard of a set ahead of each baseline."""
     if name == "onset":
         hits = {one["system"]: one["hit"]["value"] for one in found["records"]}
-        guard = hits.pop("stream, debounced")
+        guard = hits.pop("stream, located")
+        hits.pop("stream, debounced")
         return [claim(f"onset hit: stream over {other}", guard - hit, 0.0) for other, hit in hits.items()]
     best = {}
     for pair in found["pairs"]:
