@@ -23,6 +23,7 @@ from synth.errors import BadInput
 TEXT = "Name a fruit that is yellow."
 CHAT = [{"role": "user", "content": TEXT}]
 WRITERS = ("instruct", "base", "reasoning")
+PATIENCE = 15  # seconds for an endpoint that is down: a run waits for its return, who asks here wants to know
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,38 @@ class Answer:
 
 
 def check(steps: Sequence[Step], run: Run) -> list[Answer]:
-    """Ask every model once, side by side roles together. Loads one after the other and lets each go."""
+    """Ask every model once, side by side roles together. Weights are loaded one after the other, and let go when all
+    that use them were asked."""
     bound: dict[Model, list[str]] = {}
     for role, model in run.roles.items():
-        bound.setdefault(model, []).append(role)
+        bound.setdefault(_impatient(model), []).append(role)
+    sharing: dict[str, list[Model]] = {}
+    for model in bound:
+        sharing.setdefault(_actor(model), []).append(model)
     answers = unbound(steps, run)
     run.start_ray()
-    for model, roles in bound.items():
-        answers.append(_asked(tuple(roles), model, run))
+    for actor, models in sharing.items():
+        for model in models:
+            kept = () if model is models[-1] else (actor,)
+            answers.append(_asked(tuple(bound[model]), model, run, kept))
     return answers
+
+
+def _impatient(model: Model) -> Model:
+    if model.engine != "openai" or "patience_s" in dict(model.options):
+        return model
+    return replace(model, options=(*model.options, ("patience_s", PATIENCE)))
+
+
+def _actor(model: Model) -> str:
+    """The actor that a model shares with others of the same weights; one of its own where that cannot be told."""
+    from ray_jobs.engine import actor_name
+
+    try:
+        name = "" if model.name.startswith("@") else actor_name(model)
+    except BadInput:  # told when it is asked
+        name = ""
+    return name or repr(model)
 
 
 def unbound(steps: Sequence[Step], run: Run) -> list[Answer]:
@@ -73,7 +97,8 @@ def unbound(steps: Sequence[Step], run: Run) -> list[Answer]:
     return missing
 
 
-def _asked(roles: tuple[str, ...], model: Model, run: Run) -> Answer:
+def _asked(roles: tuple[str, ...], model: Model, run: Run, kept: Sequence[str]) -> Answer:
+    """What the model said; its actor goes, unless it is among those kept."""
     from ray_jobs.engine import Engines
 
     about = (roles, model.engine, model.name, model.kind)
@@ -91,7 +116,7 @@ def _asked(roles: tuple[str, ...], model: Model, run: Run) -> Answer:
     except (BadInput, EngineDied, TypeError) as problem:
         return Answer(*about, "failed", str(problem), time.monotonic() - started)
     finally:
-        engines.shutdown()
+        engines.shutdown(kept)
     if isinstance(answer, Failure):
         return Answer(*about, "failed", f"{answer.reason} {answer.raw[:200]}".strip(), loaded - started)
     return Answer(

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_jobs import own_ray
 from synth.errors import BadInput
 from synth.ids import stable_hash
 
@@ -120,7 +121,7 @@ def _fit(
     from ray.train.v2.api.config import FailureConfig, RunConfig
 
     if not ray.is_initialized():
-        ray.init(num_cpus=max(4, workers + 2), include_dashboard=False)
+        own_ray.start(num_cpus=max(4, workers + 2), include_dashboard=False)
     trainer = _trainer_class(one_node=len(ray.nodes()) == 1)(
         worker,
         train_loop_config=loop,

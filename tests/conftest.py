@@ -104,7 +104,7 @@ class FakeEngines:
     def __init__(
         self, roles: Mapping[str, Model], cache_dir: str = "", fails: Callable[[str], bool] | None = None
     ):
-        self.roles, self.clients = dict(roles), dict[str, Any]()
+        self.roles, self.clients, self.kept = dict(roles), dict[str, Any](), list[str]()
         self.fails = fails or (lambda text: POISON in text.casefold())
 
     def open(self, *roles: str) -> None:
@@ -130,7 +130,8 @@ class FakeEngines:
         return taken
 
     def shutdown(self, keep: Sequence[str] = ()) -> None:
-        """Nothing is held."""
+        """Nothing is held; what was to be kept is noted."""
+        self.kept = list(keep)
 
 
 class Inline:

@@ -232,6 +232,8 @@ def engine_arguments(model: Model, source: str, on_gpu: bool) -> dict[str, Any]:
         arguments["distributed_executor_backend"] = "mp"
     if on_gpu:
         arguments["gpu_memory_utilization"] = CARD_SHARE * min(1.0, share)
+    else:  # a prefill cut in two makes vLLM rewind the row's generator: one on a CPU cannot, and the engine dies
+        arguments["enable_chunked_prefill"] = False
     for name in ("max_model_len", "max_num_seqs"):
         if name in dict(model.options):
             arguments[name] = int(model.option(name, 0))

@@ -7,12 +7,12 @@ and proxy.py put the gate before an OpenAI-compatible endpoint, server.py has th
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
+from ray_jobs import own_ray
 from ray_jobs.serve.server import Settings
 from synth.errors import BadInput
 
@@ -35,9 +35,7 @@ def served(settings: Settings, port: int, threads: int = 0, gpu: bool = False) -
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     cpus = threads or os.cpu_count() or 1
     if not ray.is_initialized():
-        local = {"num_cpus": max(4, cpus + 2), "include_dashboard": False, "object_store_memory": 128 << 20}
-        where: dict[str, Any] = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
-        ray.init(namespace=NAME, logging_level=logging.ERROR, log_to_driver=False, **where)
+        own_ray.start(NAME, num_cpus=max(4, cpus + 2), include_dashboard=False, object_store_memory=128 << 20)
     serve.start(http_options={"host": HOST, "port": port}, logging_config={"enable_access_log": False})
     placed = {"num_cpus": cpus, **({"num_gpus": 1} if gpu else {})}
     deployment: Any = serve.deployment(serve.ingress(builder(settings, cpus))())

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs import own_ray
 from ray_jobs.progress import Progress
 from ray_jobs.step.artifacts import checkpoint_of, resolve_model
 from ray_jobs.step.commit import commit, committed
@@ -106,16 +107,15 @@ class Run:
             # Ray warns once it has started four times this many workers
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes
-            local = {
-                "num_cpus": self.local_cpus,
-                "include_dashboard": False,
-                "object_store_memory": 512 << 20,
-            }
-            where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local
             # Lance warns of any fork; the processes forked here become another program at once
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "lance is not fork-safe")
-                ray.init(namespace="guardmill", logging_level=logging.ERROR, log_to_driver=False, **where)
+                own_ray.start(
+                    "guardmill",
+                    num_cpus=self.local_cpus,
+                    include_dashboard=False,
+                    object_store_memory=512 << 20,
+                )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

@@ -47,10 +47,12 @@ def test_an_engine_is_started_by_the_models_options():
     plain = Model("vllm", "smollm2-135m", "base")
     on_cpu = engine_arguments(plain, "/folder", on_gpu=False)
     assert on_cpu["enforce_eager"] and on_cpu["dtype"] == "float32" and on_cpu["enable_prefix_caching"]
+    assert not on_cpu["enable_chunked_prefill"]
     assert "gpu_memory_utilization" not in on_cpu and "distributed_executor_backend" not in on_cpu
     options = (("gpus", 0.5), ("tensor_parallel", 1), ("max_model_len", 1024), ("max_replicas", 3))
     shared = engine_arguments(Model("vllm", "a/b", "instruct", options=options), "a/b", on_gpu=True)
     assert shared["gpu_memory_utilization"] == pytest.approx(0.46) and shared["max_model_len"] == 1024
+    assert "enable_chunked_prefill" not in shared
     assert shared["dtype"] == "auto" and not shared["enforce_eager"] and "max_replicas" not in shared
     wide = Model("vllm", "a/b", "instruct", options=(("gpus", 8.0), ("tensor_parallel", 8)))
     told = engine_arguments(wide, "a/b", on_gpu=True)

@@ -84,6 +84,19 @@ def test_every_model_is_asked_once_and_what_is_missing_is_told(
     assert store.tables() == []
 
 
+def test_weights_are_let_go_by_the_last_that_uses_them_and_a_dead_endpoint_is_not_waited_for(
+    flow, safety, store, quiet_run, inline
+):
+    chat = Model("vllm", "shared", "instruct")
+    far = Model("openai", "far", "base", options=(("url", "http://127.0.0.1:9/v1"),))
+    roles = {"writer": replace(chat, kind="base"), "base_writer": far, "responder": chat}
+    opened = len(inline.engines)
+    check_models.check(flow, quiet_run(store, safety, roles))
+    asked = [(*engines.roles.values(), engines.kept) for engines in inline.engines[opened:]]
+    patient = replace(far, options=(*far.options, ("patience_s", check_models.PATIENCE)))
+    assert asked == [(roles["writer"], ["shared"]), (chat, []), (patient, [])]
+
+
 def test_a_model_that_does_not_answer_is_exit_code_one(monkeypatch, tmp_path, capsys, inline):
     dead = Model(
         "openai", "some-model", "instruct", options=(("url", "http://127.0.0.1:9"), ("patience_s", 0.1))

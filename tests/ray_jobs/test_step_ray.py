@@ -44,7 +44,12 @@ def on_ray():
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(
-        num_cpus=4, include_dashboard=False, namespace="guardmill", log_to_driver=False, logging_level="ERROR"
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        namespace="guardmill",
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield
     ray.shutdown()

@@ -1,0 +1,30 @@
+"""Which Ray to use: the cluster that $RAY_ADDRESS names, else one of this process's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+STARTS = 3
+
+
+def start(namespace: str | None = None, **local: Any) -> None:
+    """`ray.init`, joining or starting; `local` are the arguments of a Ray of one's own. Ray gives its processes 30 s,
+    which on a busy machine is short: it is tried again, and TimeoutError says so in the end."""
+    import ray
+
+    for _ in range(STARTS):
+        try:
+            ray.init(namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, **where(**local))
+            return
+        except Exception as problem:  # Ray raises no narrower class
+            if "timed out during startup" not in str(problem):
+                raise
+    raise TimeoutError(f"Ray did not start within 30 s, {STARTS} times: this machine is too busy")
+
+
+def where(**local: Any) -> dict[str, Any]:
+    """What tells `ray.init` which Ray is meant. Without an address it would join whatever cluster somebody has started
+    on this machine, and refuse the other arguments."""
+    return {"address": "auto"} if os.environ.get("RAY_ADDRESS") else {"address": "local", **local}
