@@ -16,8 +16,10 @@ import pytest
 pytest.importorskip("vllm")
 import ray
 
-from ray_jobs.engine import EngineDied, Engines, Failure, Model, Sampling
+from ray_jobs.cli import main
+from ray_jobs.engine import EngineDied, Engines, Failure, Model, Sampling, actor_name
 from ray_jobs.engine.weights import locate
+from ray_jobs.step import Run
 from ray_jobs.store import Store
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
@@ -29,7 +31,13 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 @pytest.fixture(scope="module")
 def engines():
     os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_worker_niceness="0")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 << 20,
+    )
     made = Engines({
         "writer": MODEL, "base_writer": replace(MODEL, kind="base"), "local": Model("local", MODEL.name, "instruct"),
     })  # fmt: skip
@@ -59,6 +67,12 @@ def test_several_samples_are_several_seeds_and_the_same_seed_is_the_same_text(wr
     first = [row.text for row in writer.generate(*asked)]
     assert len(set(first)) >= 4 and first[0] == first[5]
     assert [row.text for row in writer.generate(*asked)] == first
+
+
+def test_more_seeded_prompts_than_one_batch_holds_are_all_answered(writer):
+    prompts = [f"Line {n}: " + "the red house by the lake " * 12 for n in range(36)]  # 2900 tokens of 2048
+    rows = writer.generate(prompts, Sampling(max_tokens=1), list(range(36)))
+    assert sum(row.prompt_tokens for row in rows) > 2048
 
 
 def test_scores_are_those_of_the_local_engine(engines, writer):
@@ -107,38 +121,23 @@ def test_what_it_cannot_do_is_told_and_it_lives_on(writer):
     assert writer.generate(["The capital of France is"], GREEDY, [1])[0].text.startswith(" Paris")
 
 
-def run(root, recipe, **environment):
-    command = [
-        sys.executable,
-        "-m",
-        "ray_jobs.cli",
-        "run",
-        recipe,
-        "--root",
-        str(root),
-        "--until",
-        "responses",
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Store(str(root))
-
-
-def made_by(store, role):
-    """Calls of a role over the steps that use it, and that every response row has an answer."""
-    provenance = [store.resolve(name).provenance for name in ("prompts", "responses")]
+def made_all(root):
+    """Whether prompts and responses are there, each made by calls of its own role."""
+    store = Store(str(root))
     assert store.read("prompts").num_rows > store.read("seeds").num_rows
-    answers = store.read("responses").to_pylist()
-    assert any(row["role"] == role and row["text"] for row in answers)
-    return sum(made.usage.get(role, {}).get("calls", 0) for made in provenance)
-
-
-def test_a_recipe_runs_to_its_responses_on_vllm(tmp_path):
-    store = run(tmp_path / "root", "tiny_vllm")
-    assert made_by(store, "responder") > 0
     assert store.resolve("prompts").provenance.usage["writer"]["calls"] > 10
+    assert store.resolve("responses").provenance.usage["responder"]["calls"] > 0
+    return any(row["role"] == "responder" and row["text"] for row in store.read("responses").to_pylist())
+
+
+def test_a_recipe_runs_to_its_responses_on_vllm(engines, tmp_path, monkeypatch):
+    """On the engine that is up, which a run would end when it is done."""
+    monkeypatch.setattr(Run, "release", lambda _run, _coming: None)
+    root = tmp_path / "root"
+    assert main(["run", "tiny_vllm", "--root", str(root), "--until", "responses"]) == 0
+    assert made_all(root)
+    named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert [name for name in named if name.startswith("vllm-")] == [actor_name(MODEL)]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +150,7 @@ def server(tmp_path_factory):
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", locate("smollm2-135m"), "--host",
         "127.0.0.1", "--port", str(port), "--served-model-name", "smollm2", "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", "1024", "--max-num-seqs", "64",
+        "--max-model-len", "1024", "--max-num-seqs", "64", "--no-enable-chunked-prefill",
     ]  # fmt: skip
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "DO_NOT_TRACK": "1"}
     with log.open("wb") as out:
@@ -199,9 +198,15 @@ def test_vllms_own_server_is_read_like_any_endpoint(engines, server):
 
 def test_a_recipe_runs_to_its_responses_on_an_endpoint(tmp_path, server):
     told = {"OPENAI_BASE_URL": server, "OPENAI_MODEL": "smollm2", "OPENAI_API_KEY": "sk-loopback-0123456789"}
-    store = run(tmp_path / "root", "tiny_endpoint", **told)
-    assert made_by(store, "responder") > 0
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file())
+    root = tmp_path / "root"
+    command = [sys.executable, "-m", "ray_jobs.cli", "run", "tiny_endpoint", "--root", str(root)]
+    done = subprocess.run(
+        [*command, "--until", "responses"],
+        capture_output=True, text=True, timeout=900, env={**os.environ, **told},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert made_all(root)
+    kept = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert told["OPENAI_API_KEY"].encode() not in kept and server.encode() not in kept
 
 
