@@ -10,6 +10,7 @@ a slow one gets fewer rows (--peer-rows), rates are compared.
 
 The kill: the same job on fewer rows, its process group killed when half was answered, then run again. Lost are prompts
 without an answer in the end, doubled those with several, paid twice the answers that the endpoint gave beyond one each.
+A second run that neither ends nor asks for two minutes is ended as hung.
 """
 
 import argparse
@@ -35,6 +36,7 @@ PEERS = {
     "datatrove": ["datatrove[processing,io]==0.10.1", "aiosqlite", "aiofiles", "aiohttp", "httpx"],
 }
 GOAL = 0.95  # of the bare loop's rate
+HUNG = 120  # seconds
 
 
 class Endpoint:
@@ -146,8 +148,8 @@ def measure(system: str, rows: int, endpoint: Endpoint, environments: Path) -> d
     with tempfile.TemporaryDirectory() as name:
         folder, began = Path(name), time.time()
         process = start(command(system, f"{endpoint.root}/v1", rows, folder, environments), folder)
-        code = process.wait(3600)
-        ended, told = time.time(), endpoint.stats()
+        code = ended(process, endpoint)
+        finished, told = time.time(), endpoint.stats()
         if code or len(answers(folder)) != rows:
             return {"system": system, "failed": (folder / "log").read_text(errors="replace")[-800:]}
         return {
@@ -155,7 +157,7 @@ def measure(system: str, rows: int, endpoint: Endpoint, environments: Path) -> d
             "rows": rows,
             "startup_s": round(told["first"] - began, 2),
             "rate": round(rows / (told["last"] - told["first"]), 1),
-            "whole_s": round(ended - began, 2),
+            "whole_s": round(finished - began, 2),
             "calls": told["answers"],
         }
 
@@ -174,7 +176,7 @@ def killed(system: str, rows: int, endpoint: Endpoint, environments: Path) -> di
         process.wait()
         time.sleep(2)
         before = endpoint.stats()["answers"]
-        code = start(words, folder).wait(3600)
+        code = ended(start(words, folder), endpoint)
         told, found = endpoint.stats(), answers(folder)
         return {
             "system": system,
@@ -185,6 +187,20 @@ def killed(system: str, rows: int, endpoint: Endpoint, environments: Path) -> di
             "paid_twice": told["answers"] - told["prompts"],
             "exit": code,
         }
+
+
+def ended(process: subprocess.Popen[bytes], endpoint: Endpoint) -> int | str:
+    """The exit code of a run, or "hung"."""
+    asked, since = -1, time.monotonic()
+    while (code := process.poll()) is None:
+        if (now := endpoint.stats()["asked"]) != asked:
+            asked, since = now, time.monotonic()
+        elif time.monotonic() - since > HUNG:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return "hung"
+        time.sleep(0.5)
+    return code
 
 
 def environment(peer: str, folder: Path) -> None:
@@ -222,6 +238,12 @@ def claims(rates: list[dict[str, Any]], kills: list[dict[str, Any]]) -> list[dic
     return found
 
 
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, after it was printed."""
+    print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    return row
+
+
 def measured(options: argparse.Namespace, environments: Path) -> tuple[list[Any], list[Any]]:
     """Rates and kills of all systems, one after the other, on one endpoint."""
     for peer in options.peers:
@@ -230,8 +252,10 @@ def measured(options: argparse.Namespace, environments: Path) -> tuple[list[Any]
     try:
         systems = [("bare", options.rows), ("ours", options.rows)]
         systems += [(peer, options.peer_rows) for peer in options.peers]
-        rates = [measure(system, rows, endpoint, environments) for system, rows in systems]
-        kills = [killed(s, options.kill_rows, endpoint, environments) for s in ("ours", *options.peers)]
+        rates = [shown(measure(system, rows, endpoint, environments)) for system, rows in systems]
+        kills = [
+            shown(killed(s, options.kill_rows, endpoint, environments)) for s in ("ours", *options.peers)
+        ]
     finally:
         endpoint.process.terminate()
     return rates, kills
@@ -260,12 +284,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rates, kills = measured(options, options.environments or Path(scratch))
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    found = claims(rates, kills)
-    for row in [*rates, *kills, *found]:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    made = {
+        "environment": machine,
+        "measurements": {"rates": rates, "kills": kills},
+        "claims": [shown(claim) for claim in claims(rates, kills)],
+    }
     if options.json:
-        told = {"environment": machine, "measurements": {"rates": rates, "kills": kills}, "claims": found}
-        Path(options.json).write_text(json.dumps(told, indent=1))
+        Path(options.json).write_text(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":
