@@ -89,8 +89,11 @@ class Bench:
 
     def node_id(self, raylet: int) -> str:
         """The id of the node whose raylet this is, by its socket."""
-        command = (Path("/proc") / str(raylet) / "cmdline").read_bytes().decode()
-        return next(name for name, info in self.gcs_nodes().items() if info.raylet_socket_name in command)
+        arguments = (Path("/proc") / str(raylet) / "cmdline").read_bytes().decode().split("\0")
+        told = {f"--raylet_socket_name={info.raylet_socket_name}": n for n, info in self.gcs_nodes().items()}
+        return next(
+            told[argument] for argument in arguments if argument in told
+        )  # one's name begins another's
 
     def trial(self, name: str, root: str = "") -> Trial:
         root = root or str(self.folder / name / "mill")
