@@ -106,6 +106,8 @@ class Run:
             os.environ.setdefault("RAY_worker_niceness", "0")  # the models compute in workers
             # Ray warns once it has started four times this many workers
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+            # a worker takes 3 s of CPU to start: those of one step stay for the next one, Ray would end them after 1 s
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes
             # Lance warns of any fork; the processes forked here become another program at once
             with warnings.catch_warnings():
