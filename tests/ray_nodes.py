@@ -41,6 +41,7 @@ class Nodes:
             "RAY_DISABLE_IMPORT_WARNING": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_metrics_collection": "0",
+            "RAY_idle_worker_killing_time_threshold_ms": "30000",  # as where a run starts Ray itself
         }
         show = f"--include-dashboard={str(self.dashboard).lower()}"
         self.ray("start", "--head", f"--port={self.port}", f"--num-cpus={self.head_cpus}", show,
