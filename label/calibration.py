@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
-from sklearn.isotonic import IsotonicRegression
 
 Floats = NDArray[np.float64]
 _EDGE = 1e-6
@@ -66,6 +64,8 @@ def _sigmoid(x: Floats) -> Floats:
 
 def fit_temperature(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     """One slope on the log-odds, by maximum likelihood over temperatures 0.05 to 20."""
+    from scipy.optimize import minimize_scalar
+
     logits = _logit(confidence)
 
     def negative_log_likelihood(log_temperature: float) -> float:
@@ -79,6 +79,8 @@ def fit_temperature(confidence: Floats, correct: NDArray[np.bool_]) -> Calibrati
 def fit_platt(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     """Slope and intercept on the log-odds, by maximum a posteriori: standard normal priors on the intercept and the log
     of the temperature, since rows of one outcome alone would drive both to infinity."""
+    from scipy.optimize import minimize
+
     logits, signs = _logit(confidence), np.where(correct, 1.0, -1.0)
 
     def negative_log_posterior(parameters: Floats) -> float:
@@ -93,6 +95,8 @@ def fit_platt(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
 
 def fit_isotonic(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     """A monotone fit; its levels are kept inside (0, 1) by what one pseudo-row would weigh."""
+    from sklearn.isotonic import IsotonicRegression
+
     model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
         confidence, correct.astype(float)
     )

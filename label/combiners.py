@@ -18,10 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from crowdkit.aggregation import DawidSkene as CrowdKitDawidSkene
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -139,6 +136,9 @@ def fit_weighted(probs: Floats, labels: Ints) -> Weighted:
 
 def fit_dawid_skene(probs: Floats, labels: Ints) -> DawidSkene:
     """Confusion matrices by crowd-kit with the gold labels given; a voter that never answers says nothing."""
+    import pandas as pd
+    from crowdkit.aggregation import DawidSkene as CrowdKitDawidSkene
+
     votes, (_, voters, severities) = votes_of(probs), probs.shape
     row, voter = np.nonzero(votes >= 0)
     seen, errors = np.zeros((voters, severities)), np.zeros((voters, severities, severities))
@@ -164,6 +164,8 @@ def fit_dawid_skene(probs: Floats, labels: Ints) -> DawidSkene:
 
 def fit_stacked(probs: Floats, labels: Ints, strength: float = 1.0) -> Stacked:
     """strength: scikit-learn's C. Severities that the labels lack get an intercept that rules them out."""
+    from sklearn.linear_model import LogisticRegression
+
     severities = probs.shape[2]
     features = stack_features(probs)
     present = np.unique(labels)

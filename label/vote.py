@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedGroupKFold
 
 from label import combiners
 from label.calibration import (
@@ -164,6 +162,8 @@ def _stacked(strength: float) -> Fit:
 
 def group_folds(gold: Gold, violating: NDArray[np.bool_], repeats: int, seed: int) -> list[list[Fold]]:
     """`repeats` lists of (train, test) row indices, groups whole, classes spread. BadInput below 2 groups."""
+    from sklearn.model_selection import StratifiedGroupKFold  # combining in a worker needs none of this
+
     splits = min(5, len(set(gold.groups)))
     if splits < 2:
         raise BadInput("gold: all rows are one group; cross-validation needs at least two")
@@ -185,6 +185,8 @@ def held_out(fit: Fit, probs: Floats, labels: Ints, folds: Sequence[Fold]) -> Fl
 
 def violating_f1(labels: Ints, predicted: Ints, violating: NDArray[np.bool_]) -> float:
     """F1 of the violating class, 0 where undefined."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(violating[labels], violating[predicted], zero_division=0.0))
 
 
