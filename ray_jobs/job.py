@@ -61,10 +61,23 @@ def as_job(work: Callable[[], object]) -> NoReturn:
     from ray_jobs.cli import exit_code
 
     def stop(number: int, _frame: object) -> NoReturn:
-        sys.exit(128 + number)
+        raise Stopped(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
-    sys.exit(exit_code(work))
+    try:
+        sys.exit(exit_code(work))
+    except Stopped as told:
+        if os.environ.get(
+            "RAY_ADDRESS"
+        ):  # all is freed; threads of Ray's may abort an interpreter that ends under them
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(told.code or 0))
+        raise
+
+
+class Stopped(SystemExit):
+    """Told to stop, by a SIGTERM."""
 
 
 def submission_id() -> str:

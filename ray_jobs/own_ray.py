@@ -13,8 +13,8 @@ STARTS = 3
 
 def start(namespace: str | None = None, **local: Any) -> None:
     """`ray.init`, joining or starting; `local` are the arguments of a Ray of one's own. Ray gives its processes 30 s,
-    which on a busy machine is short: it is tried again, and TimeoutError says so in the end. A handler of SIGTERM stays:
-    Ray would put its own in its place."""
+    which on a busy machine is short: it is tried again, and TimeoutError says so in the end. A handler of SIGTERM
+    stays: Ray would put its own in its place."""
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)

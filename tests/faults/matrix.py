@@ -26,7 +26,7 @@ from tests.faults.doc import write_doc
 from tests.faults.flow import FLOW
 from tests.faults.injected import MATRIX
 
-SHORT = ("stopped_before_commit", "engine_dies", "driver_killed", "worker_killed", "disk_full")
+SHORT = ("stopped_before_commit", "engine_dies", "job_stopped", "worker_killed", "disk_full")
 MOUNTS = ("disk_full",)
 
 

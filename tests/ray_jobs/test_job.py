@@ -1,7 +1,9 @@
 """Jobs: each step as a command of its own, exit codes, and what a job says of itself."""
 
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -55,6 +57,20 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(tmp_path, module):
     (line,) = done.stderr.splitlines()
     assert line.startswith("guardmill: unknown recipe 'huge'")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1"])  # a Ray of its own, and a cluster
+def test_a_job_told_to_stop_leaves_as_by_an_exception_with_status_143(tmp_path, address):
+    code = "import time\nfrom ray_jobs.job import as_job\ndef work():\n try:\n  print('runs', flush=True)\n"
+    code += "  time.sleep(60)\n finally:\n  print('freed')\nas_job(work)"
+    environment = os.environ | {"RAY_ADDRESS": address}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    ) as one:
+        assert one.stdout.readline() == "runs\n"
+        one.terminate()
+        assert one.communicate(timeout=30)[0] == "freed\n"
+    assert one.returncode == 128 + signal.SIGTERM
 
 
 def test_only_a_submitted_job_has_an_id(monkeypatch):
