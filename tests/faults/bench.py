@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,11 @@ class Trial:
             self.start()
         return resumed
 
+    def said(self) -> str:
+        """The run's sentence without what differs from run to run."""
+        plain = self.sentence.replace(str(self.bench.folder), "…")
+        return re.sub(r"pid \d+ on [^,]+, since [^)]+", "pid … on …, since …", plain)
+
     def wait_for_last(self) -> int:
         return self.drivers[-1].wait(timeout=LONGEST_S)
 
@@ -188,7 +194,7 @@ class Trial:
             "injected": injected,
             "proof": proof,
             "recovered": recovered,
-            "said": self.sentence.replace(str(self.bench.folder), "…"),
+            "said": self.said(),
             "rows": len(wanted),
             "lost": len(set(wanted) - set(texts)),
             "doubled": len(rows) - len(texts) + len(notes) - len(set(notes)),

@@ -11,7 +11,8 @@ on one machine), with the project's own steps, store and engines; only the model
 call can be counted. A fault without proof that it happened counts as a failure of the test, not as a pass.
 
 The flow asks for {rows} rows twice ({units} units a step, {in_flight} in flight at most); undisturbed it took
-{calm:.0f} s. Measured once, on {cores} cores at a load of {load:.0f}{apart}: seconds grow with the load, counts do not.
+{calm:.0f} s. Each measured once, on {cores} cores at a load of up to {load:.0f}{apart}: seconds grow with the load,
+counts do not.
 
 - **lost, doubled**: rows after recovery, against the rows that must be there; texts are compared too.
 - **paid twice**: calls that the endpoint took on more than once for one row. A crash may cost the units in flight, not

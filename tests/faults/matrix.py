@@ -82,8 +82,10 @@ def summary(calm_s: float, started: float, results: list[dict[str, Any]]) -> dic
 def merged(earlier: dict[str, Any], now: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Results of a file with those of this run in their place, in the order of `names`."""
     found = {fault["name"]: fault for fault in (*earlier["faults"], *now["faults"])}
+    loads = [one["environment"]["load"] for one in (earlier, now) if "environment" in one]
     return {
         **now,
+        "environment": {**now["environment"], "load": max(loads)},
         "seconds": earlier["seconds"] + now["seconds"],
         "faults": [found[n] for n in names if n in found],
     }
