@@ -13,7 +13,8 @@ rows.
   real run a draw is the same but for the order of float sums in another batch; how many differ is measured.)
 * The offline optimum is the cheapest proof of the boundary for that table, knowing all outcomes.
 
-All that is made lies in --work, so that --seconds can stop a run between two waves and the same command goes on.
+All that is made lies in --work, so that --seconds can stop a run between two waves and the same command goes on; so
+does one with more --rows.
 """
 
 import argparse
@@ -42,6 +43,8 @@ from ray_jobs.token_labels import TokenLabelsConfig, label_row
 from synth.policy import load_gold, load_policy
 
 SAMPLING = Sampling(max_tokens=16, temperature=0.8)
+# Responses whose draws `paper` makes side by side: 4 x 8 prefixes x 8 draws fill 64 slots four times over.
+TOGETHER, TAUGHT = 4, 12
 
 
 def gold_rows(policy_name: str) -> list[dict[str, Any]]:
@@ -66,7 +69,8 @@ def compare(work: Work, rows: list[dict[str, Any]], draws: Draws, engines: Here)
     missing = [search for search in everything if search.row["id"] not in draws.judge]
     if missing:
         draws.read_judge(work, missing)
-    one = draw_all(work, everything, draws, "paper")
+    for at in range(0, len(everything), TOGETHER):
+        one = draw_all(work, everything[at : at + TOGETHER], draws, "paper")
     judge_price = sum(spent for spent, _ in draws.waves["judge"]) / sum(
         calls for _, calls in draws.waves["judge"]
     )
@@ -193,8 +197,8 @@ def main() -> None:
     plan = Plan(k=8, mode="paper")
     work, engines = make_work(recipe(), root, TokenLabelsConfig(plan=plan, sampling=SAMPLING))
     try:
+        taught(work, searches(work, choose(work, max(TAUGHT, options.rows))), options.work)
         rows = choose(work, options.rows)
-        taught(work, searches(work, rows), options.work)
         found = compare(work, rows, draws, engines)
         found["shown"] = shown(work, rows)
     except OutOfTime:

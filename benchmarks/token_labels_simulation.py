@@ -190,7 +190,7 @@ def run(rows: int, seed: int, workers: int) -> dict[str, Any]:
             measured(name, replace(base, costs=priced), small) for name, priced in regimes.items()
         ]
         measurements["judge_price"] = price_sweep(pool, base, tiny, seed)
-    measurements["waves"] = fullness(base, max(rows, 300), seed)
+    measurements["waves"] = fullness(base, max(2 * rows // 5, 300), seed)
     measurements["scheduler"] = scheduler(10 * rows, seed)
     return {"measurements": measurements, "claims": claims(measurements)}
 
