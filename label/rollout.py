@@ -97,11 +97,18 @@ def next_requests(state: State, rates: Rates = DEFAULT_RATES, window: int = 0) -
     if state.done:
         return requests
     plan = state.plan
-    beliefs = plan.bins(state.trend, rates)
+    share, agree = beliefs = plan.bins(state.trend, rates)
+    # What of all prefixes about which nothing is known yet is the same, since a wave may hold a million of them.
+    judged = plan.active.cheapest_first and plan.tables.judge_first[(share * BINS + agree) * plan.cells]
+    unlikely = 1.0 - plan.tables.accept[share * plan.cells] * (agree + 0.5) / BINS
     relevant, sure = 1.0, plan.sure if plan.active.left_to_right else 0.0
     cells = chain(cell_of.each(state.cells), repeat(FRESH))
     for prefix, cell in zip(_open_prefixes(state)[: window or None], cells, strict=False):
-        relevant *= 1.0 - _ask(plan, prefix, cell, beliefs, requests)
+        if judged and cell is FRESH:
+            requests.append(Request(JUDGE, prefix))
+            relevant *= unlikely
+        else:
+            relevant *= 1.0 - _ask(plan, prefix, cell, beliefs, requests)
         if relevant < sure:
             break
     return _within_cap(state, requests) if plan.max_rollouts or plan.max_tokens else requests

@@ -100,10 +100,10 @@ def close(plan: Plan, cells: array, trend: Rates) -> tuple[list[int], Rates]:
     bad, fine, yes, no = trend
     verdicts, to_first = [], plan.active.left_to_right
     for cell in each(cells):
-        verdict = status(plan, cell)
+        _, violating, clear, _, judge = cell
+        verdict = REJECTED if judge and not judge & 1 else status(plan, cell)
         if verdict == OPEN:
             break
-        _, violating, clear, _, judge = cell
         verdicts.append(verdict)
         bad = _DECAY * bad + violating.bit_count()
         fine = _DECAY * fine + clear.bit_count()
@@ -116,11 +116,10 @@ def close(plan: Plan, cells: array, trend: Rates) -> tuple[list[int], Rates]:
 
 def notes(cells: array) -> bytes:
     """Violations, other draws and the judge's code of each cell, three bytes."""
-    return bytes(
-        number
-        for _, bad, fine, _, judge in each(cells)
-        for number in (bad.bit_count(), fine.bit_count(), judge)
-    )
+    found: list[int] = []
+    for _, bad, fine, _, judge in each(cells):
+        found += (bad.bit_count(), fine.bit_count(), judge)
+    return bytes(found)
 
 
 def note(evidence: bytearray, prefix: int, cell: Cell) -> None:
