@@ -28,7 +28,7 @@ from ray_jobs.engine.calls import (
     Scores,
     TokenScores,
 )
-from ray_jobs.engine.client import Client, HeadClient, wait
+from ray_jobs.engine.client import Client, HeadClient, gone, wait
 from ray_jobs.engine.replicas import spread
 from ray_jobs.engine.vllm import available
 from ray_jobs.engine.weights import IDENTITY_OPTIONS, fingerprint, form, locate
@@ -150,10 +150,10 @@ class Engines:
 def _end(handle: Any, model: Model) -> None:
     """Kill an actor. vLLM's own processes are asked to end first: they would outlive a killed parent."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import GetTimeoutError
 
     if model.engine == "vllm" or spread(model):
-        with suppress(GetTimeoutError, RayActorError):
+        with suppress(GetTimeoutError, *gone()):
             ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
     ray.kill(handle)
 

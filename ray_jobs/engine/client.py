@@ -134,7 +134,7 @@ def wait(handle: Any, answer: Any, model: Model, loading: bool = False) -> Any:
     the model itself raised (BadInput, TypeError …) is raised here.
     """
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayTaskError
 
     stall = float(model.option("stall_s", 600))
     if loading:
@@ -145,19 +145,26 @@ def wait(handle: Any, answer: Any, model: Model, loading: bool = False) -> Any:
             return ray.get(answer, timeout=min(LOOK_EVERY, stall))
         except GetTimeoutError:
             pass
-        except RayActorError as error:
+        except gone() as error:
             raise EngineDied(f"the process of model {model.name!r} died: {_first_line(error)}") from error
         except RayTaskError as error:
             raise error.cause from error
         try:
             ticks = ray.get(handle.progress.remote(), timeout=stall)
-        except (GetTimeoutError, RayActorError) as error:
+        except (GetTimeoutError, *gone()) as error:
             raise EngineDied(f"the process of model {model.name!r} no longer answers") from error
         if ticks != last_ticks:
             last_ticks, last_change = ticks, time.monotonic()
         elif time.monotonic() - last_change > stall:
             what = "is not loaded after" if loading else "made no step for"
             raise EngineDied(f"model {model.name!r} {what} {stall:.0f} s")
+
+
+def gone() -> tuple[type[Exception], type[Exception]]:
+    """What Ray raises for an actor whose process ended: one that was killed for its memory has a class of its own."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    return RayActorError, OutOfMemoryError
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ray_jobs.engine.calls import EngineDied, Model
+from ray_jobs.engine.client import gone
 from synth.errors import BadInput
 
 CHUNK = 32  # 16 calls of 32 rows kept a vLLM engine busier than one of 512
@@ -64,7 +65,7 @@ class Replicas:
     async def _call(
         self, method: str, columns: tuple[list[Any], ...], extra: tuple[Any, ...] = ()
     ) -> list[Any]:
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayTaskError
 
         replica = await self.pool.enter()
         try:
@@ -78,7 +79,7 @@ class Replicas:
             return answer.result()
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError as error:
+        except gone() as error:
             raise EngineDied(f"a replica of model {self.model.name!r} died") from error
         finally:
             self.pool.leave(replica)

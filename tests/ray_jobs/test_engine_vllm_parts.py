@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.engine import replicas
-from ray_jobs.engine.calls import Model, RowFailed, Sampling, Scores
+from ray_jobs.engine.calls import EngineDied, Model, RowFailed, Sampling, Scores
+from ray_jobs.engine.client import wait
 from ray_jobs.engine.local import chosen
 from ray_jobs.engine.openai import shown_after, taken_out, wanted_schema
 from ray_jobs.engine.rows import held
@@ -120,3 +121,16 @@ def test_a_choice_is_drawn_by_its_probability_and_temperature():
     assert chosen(told, Sampling(choice=("a", "b"), temperature=0), 0.0).text == "b"
     cold = Sampling(choice=("a", "b"), temperature=0.25)
     assert chosen(told, cold, 0.01).text == "b"
+
+
+def test_an_actor_killed_for_its_memory_is_a_dead_engine(monkeypatch):
+    from ray.exceptions import OutOfMemoryError
+
+    def killed(_answer, timeout):
+        raise OutOfMemoryError("5 workers were killed due to the node running low on memory\nTop users: …")
+
+    monkeypatch.setattr("ray.get", killed)
+    with pytest.raises(
+        EngineDied, match=r"'w' died: 5 workers were killed due to the node running low on memory$"
+    ):
+        wait(None, None, Model("vllm", "w", "base"))
