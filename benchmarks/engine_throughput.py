@@ -86,7 +86,15 @@ def ours(url: str, rows: int, folder: Path) -> None:
             "asked", schema, store.write_fragments("asked", plain, schema), Provenance("asked", "asked")
         )
     role = Model("openai", "mock", "instruct", options=(("url", url), ("concurrency", 64)))
-    run = Run(store, load_policy("safety"), 17, {"writer": role}, progress=Progress(quiet=True), units=64)
+    run = Run(
+        store,
+        load_policy("safety"),
+        17,
+        {"writer": role},
+        progress=Progress(quiet=True),
+        units=64,
+        unit_cpus=1.0,  # three tasks fill the slots; twelve would only cost the start of twelve processes
+    )
     step = Step(
         "answered", answer, Config(), {"answered": schema}, inputs=("asked",), roles=("writer",), cut=Cut()
     )

@@ -36,6 +36,7 @@ class Pace:
         self.rest = FIRST_BREAK
         self.trouble_since: float | None = None
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self.woken = 0  # waiters that were told to go and have not entered yet
 
     async def enter(self) -> int:
         """Wait until one more request may go. Returns its number."""
@@ -47,14 +48,13 @@ class Pace:
                 self.entered += 1
                 return self.entered
             else:
-                turn = asyncio.get_running_loop().create_future()
-                self.waiting.append(turn)
-                await turn
+                await self._turn()
 
     def succeed(self, _number: int) -> None:
         """The endpoint answered."""
         self.failures, self.saturated, self.rest, self.trouble_since = 0, 0, FIRST_BREAK, None
-        if self.in_flight >= int(self.limit):  # growth is earned only where the limit was felt
+        # Growth is earned only where the limit was felt; of answers that come together all but the first find room
+        if self.waiting or self.in_flight >= int(self.limit):
             self.limit = min(self.most, self.limit + (1.0 if self.starting else 1.0 / self.limit))
         self._leave()
 
@@ -89,14 +89,32 @@ class Pace:
     def _allowed(self) -> int:
         return 1 if self.failures >= FAILURES_TO_OPEN else int(self.limit)
 
+    async def _turn(self) -> None:
+        """Wait until a request that ended makes room."""
+        turn = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was told to go: the next one may
+                self.woken -= 1
+                self._wake()
+            raise
+        self.woken -= 1
+
     def _leave(self) -> None:
         self.in_flight -= 1
-        for _ in range(self._allowed() - self.in_flight):
+        self._wake()
+
+    def _wake(self) -> None:
+        """Tell as many of those who wait to go as there is room for."""
+        for _ in range(self._allowed() - self.in_flight - self.woken):
             while self.waiting and self.waiting[0].done():
                 self.waiting.popleft()
             if not self.waiting:
                 break
             self.waiting.popleft().set_result(None)
+            self.woken += 1
 
     def _in_trouble(self, reason: str) -> None:
         now = time.monotonic()

@@ -442,6 +442,38 @@ def test_pace_stays_within_its_bounds_whatever_happens(endings):
     asyncio.run(main())
 
 
+def test_the_limit_doubles_every_round_when_all_answers_come_at_once():
+    async def main():
+        pace, rounds = Pace(most=64, patience=60), []
+        waiting = [asyncio.create_task(pace.enter()) for _ in range(200)]
+        while len(rounds) < 4:
+            await asyncio.sleep(0.001)
+            going = [task for task in waiting if task.done()]
+            waiting = [task for task in waiting if not task.done()]
+            rounds.append(len(going))
+            for task in going:
+                pace.succeed(task.result())
+        assert rounds == [8, 16, 32, 64]
+        for task in waiting:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_place_given_to_one_who_gave_up_goes_to_the_next():
+    async def main():
+        pace = Pace(most=1, patience=60)
+        number = await pace.enter()
+        gone, waiting = (asyncio.create_task(pace.enter()) for _ in range(2))
+        await asyncio.sleep(0)
+        pace.succeed(number)
+        gone.cancel()
+        await asyncio.wait_for(waiting, 1)
+        assert gone.cancelled() and (pace.in_flight, pace.woken) == (1, 0)
+
+    asyncio.run(main())
+
+
 def test_requests_that_were_under_way_together_halve_the_limit_once():
     async def main():
         pace = Pace(most=64, patience=60, start=16)
