@@ -228,15 +228,8 @@ def claims(rates: list[dict[str, Any]], kills: list[dict[str, Any]]) -> list[dic
                       "holds": share >= GOAL})  # fmt: skip
     for peer in PEERS.keys() & by.keys():
         times = round(by["ours"] / by[peer], 2)
-        found.append(
-            {
-                "name": f"rate against {peer}",
-                "value": times,
-                "unit": "times",
-                "goal": "> 1",
-                "holds": times > 1,
-            }
-        )
+        found.append({"name": f"rate against {peer}", "value": times, "unit": "times", "goal": "> 1",
+                      "holds": times > 1})  # fmt: skip
     for row in kills:
         if row["system"] == "ours":
             good = not row["lost"] and not row["doubled"] and row["paid_twice"] <= 64
@@ -276,7 +269,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--peer-rows", type=int, default=3_000)
-    parser.add_argument("--kill-rows", type=int, default=3_000)
+    parser.add_argument("--kill-rows", type=int, default=3_000, help="0: nothing is killed")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--environments", type=Path, help="where the peers' virtual environments are, or go")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
