@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from label.distill import DROP, RELABEL, Distilled, Rules, distill
-from ray_jobs.relabel import Seen, linear_probabilities, parts_of, seen_by_side, set_label
+from ray_jobs.relabel import PART, Seen, linear_probabilities, parts_of, seen_by_side, set_label
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.votes import SAMPLE
@@ -54,12 +54,13 @@ def step(config: DistilledConfig) -> Step:
 def run(work: Work) -> Output:
     """Relabel each side by its teacher, drop what is doubted, leave out what abstained."""
     found: dict[str, Distilled] = {}
-    changes: list[dict[str, Any]] = []
+    groups: dict[str, str] = {}
     for side, seen in seen_by_side(work, samples(work)).items() if work.config.enabled else ():
         if seen.both_classes(work):
             found[side] = teach(work, seen)
-            changes += change_rows(work, seen, found[side])
-    output = Output({"label_changes": changes})
+            changed = {change.id for change in found[side].changes}
+            groups |= {row: g for row, g in zip(seen.ids, seen.groups, strict=True) if row in changed}
+    output = Output({"label_changes": change_rows(work, found, groups)})
     output.tables["distilled"] = kept(work, found, output.dropped)
     return output
 
@@ -95,25 +96,27 @@ def kept(work: Work, found: Mapping[str, Distilled], dropped: Counter[str]) -> I
         yield stay
 
 
-def change_rows(work: Work, seen: Seen, result: Distilled) -> list[dict[str, Any]]:
-    changed = {change.id for change in result.changes}
-    groups = {row: group for row, group in zip(seen.ids, seen.groups, strict=True) if row in changed}
+def change_rows(
+    work: Work, found: Mapping[str, Distilled], groups: Mapping[str, str]
+) -> Iterator[list[dict[str, Any]]]:
+    changes = [change for result in found.values() for change in result.changes]
     names = work.policy.severity_names
-    return [
-        {
-            "id": row_id(change.id, "change", ""),
-            "parent_id": change.id,
-            "group_id": groups[change.id],
-            "row": change.id,
-            "action": change.action,
-            "old": names[change.old],
-            "new": names[change.new],
-            "fold": change.fold,
-            "probability_old": change.probability_old,
-            "probability_new": change.probability_new,
-        }
-        for change in result.changes
-    ]
+    for first in range(0, len(changes), PART):
+        yield [
+            {
+                "id": row_id(change.id, "change", ""),
+                "parent_id": change.id,
+                "group_id": groups[change.id],
+                "row": change.id,
+                "action": change.action,
+                "old": names[change.old],
+                "new": names[change.new],
+                "fold": change.fold,
+                "probability_old": change.probability_old,
+                "probability_new": change.probability_new,
+            }
+            for change in changes[first : first + PART]
+        ]
 
 
 if __name__ == "__main__":
