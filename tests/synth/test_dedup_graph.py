@@ -15,8 +15,12 @@ ray = pytest.importorskip("ray")
 def cluster():
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # Each of some thirty shuffles would start three processes, for a handful of rows
+    context = ray.data.DataContext.get_current()
+    before, context.max_hash_shuffle_aggregators = context.max_hash_shuffle_aggregators, 1
     yield
+    context.max_hash_shuffle_aggregators = before
     if started:
         ray.shutdown()
 
