@@ -171,7 +171,9 @@ def disturb(root: Path, moment: str, victim: str) -> None:
     if victim == "driver":
         process.send_signal(signal.SIGKILL)
     else:
-        workers = [pid for pid in session_processes(process.pid) if "ray::" in name_of(pid)]
+        # Not the node's own agents, whose titles begin alike: with one of them the whole node goes.
+        names = {pid: name_of(pid) for pid in session_processes(process.pid)}
+        workers = [pid for pid, name in names.items() if "ray::" in name and "Agent" not in name]
         assert workers, "no Ray worker to kill"
         os.kill(workers[0], signal.SIGKILL)
     process.stderr.read()
