@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 from rl_world import fit_heads, prompts, sft_examples, stream_examples
 
-from ray_jobs import rl_ability, rl_evaluation, rl_prompts, train_rl
+from ray_jobs import own_ray, rl_ability, rl_evaluation, rl_prompts, train_rl
 from ray_jobs.engine import Model, Sampling
 from ray_jobs.engine.weights import SMOLLM2, locate
 from ray_jobs.progress import Progress
@@ -102,8 +102,7 @@ def start_ray() -> None:
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="guardmill", logging_level="error",
-                 object_store_memory=512 << 20)  # fmt: skip
+        own_ray.start("guardmill", num_cpus=4, include_dashboard=False, object_store_memory=512 << 20)
 
 
 def roles(work: Path) -> dict[str, Model]:

@@ -67,9 +67,8 @@ def as_job(work: Callable[[], object]) -> NoReturn:
     try:
         sys.exit(exit_code(work))
     except Stopped as told:
-        if os.environ.get(
-            "RAY_ADDRESS"
-        ):  # all is freed; threads of Ray's may abort an interpreter that ends under them
+        if os.environ.get("RAY_ADDRESS"):
+            # all is freed; threads of Ray's may abort an interpreter that ends under them
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(int(told.code or 0))

@@ -171,12 +171,6 @@ def rate(step: int, total: int, config: FitConfig) -> float:
     return config.lr * min((step + 1) / warmup, (total - step) / max(1, total - warmup + 1))
 
 
-def _sum(value: torch.Tensor, device: Any) -> float:
-    shared = value.to(device)
-    dist.all_reduce(shared)
-    return float(shared)
-
-
 def group_steps(rows: Sequence[Sequence[int]], rows_per_step: int, seed: int) -> list[list[Sequence[int]]]:
     """Rows in a seeded order, cut into steps of `rows_per_step`."""
     order = list(rows)

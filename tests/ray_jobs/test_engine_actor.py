@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ray_jobs import own_ray
 from ray_jobs.engine import EngineDied, Engines, Failure, Model, Sampling, actor_name, fingerprint, head
 from synth.errors import BadInput
 
@@ -41,13 +42,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=128 << 20,
-    )
+    own_ray.start(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20)
     yield
     ray.shutdown()
 

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("vllm")
 import ray
 
+from ray_jobs import own_ray
 from ray_jobs.cli import main
 from ray_jobs.engine import EngineDied, Engines, Failure, Model, Sampling, actor_name
 from ray_jobs.engine.weights import locate
@@ -31,13 +32,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 @pytest.fixture(scope="module")
 def engines():
     os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_worker_niceness="0")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=128 << 20,
-    )
+    own_ray.start(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20)
     made = Engines({
         "writer": MODEL, "base_writer": replace(MODEL, kind="base"), "local": Model("local", MODEL.name, "instruct"),
     })  # fmt: skip

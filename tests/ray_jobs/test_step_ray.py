@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pytest
 
+from ray_jobs import own_ray
 from ray_jobs.engine import EngineDied
 from ray_jobs.step import Cut, Output, Step, run_steps
 from ray_jobs.store import StoreError, table_schema
@@ -43,14 +44,7 @@ def on_ray():
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace="guardmill",
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    own_ray.start("guardmill", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 

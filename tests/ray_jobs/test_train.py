@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_jobs import own_ray
 from ray_jobs.train_common import read_result, read_rows
 from ray_jobs.train_gen import train_gen
 from ray_jobs.train_stream import train_stream
@@ -88,7 +89,7 @@ def backbone(tmp_path_factory):
 def ray_local():
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    own_ray.start(num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("trl", exc_type=ImportError)
 
+from ray_jobs import own_ray
 from ray_jobs.engine import Engines, Model, head
 from ray_jobs.rl_judge import JudgeConfig
 from ray_jobs.train_rl import RLJobConfig, train_rl
@@ -52,7 +53,7 @@ def models(tiny_models, tmp_path_factory) -> dict[str, Model]:
 def ray_here():
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="guardmill")
+    own_ray.start("guardmill", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 
