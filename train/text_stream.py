@@ -80,13 +80,16 @@ class TextStream:
         return len(before) - kept
 
     def _whole(self, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Offsets that leave nothing out: a mark that NFC joined to its letter belongs to that letter's token."""
+        """Offsets that leave nothing out: a mark that NFC joined to its letter belongs to that letter's token, and a
+        character the vocabulary lacks (SmolLM2 has no token for some control characters) to a neighbour's."""
+        if not offsets:
+            return []
         starts = [*(start for start, _ in offsets[1:]), len(self.text)]
         gaps = [
             self.text[end:following].rstrip() for (_, end), following in zip(offsets, starts, strict=True)
         ]
         out = [(start, end + len(gap)) for (start, end), gap in zip(offsets, gaps, strict=True)]
-        return [*out[:-1], (out[-1][0], len(self.text))] if out else out
+        return [*out[:-1], (out[-1][0], len(self.text))]
 
     def _advance(self, old: int) -> None:
         """Moves to the last cut of the text; a cut needs the character on either side of it."""
