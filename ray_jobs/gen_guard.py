@@ -26,7 +26,8 @@ class GuardConfig:
     """A guard's training (train.fit.FitConfig says what the fields mean). `rows` bounds the examples (0: all);
     `template` is the policy's moderation template (generative guards only). `class_balance` evens out the classes that
     `balance_by` makes of a row's side, severity, category, language, leaf and source: a rare language counts for more.
-    Workers and devices are no part of a guard's identity."""
+    A step's `batch_tokens` are packed into rows of `row_length`, which are dealt over the `workers`: fewer rows than
+    workers leave some idle. Workers and devices are no part of a guard's identity."""
 
     template: str = "moderation_short"
     rows: int = 0

@@ -67,7 +67,7 @@ class Recipe:
     roles: Mapping[str, Model]
     seed: int = 17
     error_budget: float = 0.01
-    unit_cpus: float = 0.25
+    unit_cpus: float = 0.5
     local_cpus: int = 4
     units: int = 24
     request_cache_gb: float = 4.0
@@ -128,8 +128,10 @@ def local() -> Recipe:
         responses=ResponsesConfig(share=0.09, sampling=Sampling(max_tokens=40, temperature=0.8)),
         voters=VotersConfig(written=400),
         votes=VotesConfig(people=False),
-        gen_guard=GuardConfig(rows=700, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512, max_length=96),
-        stream_guard=GuardConfig(rows=2400, train_layers=0, epochs=8, lr=1e-3, max_length=128),
+        gen_guard=GuardConfig(
+            rows=700, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512, row_length=256, max_length=96
+        ),
+        stream_guard=GuardConfig(rows=1600, train_layers=0, epochs=8, lr=1e-3, max_length=128),
         token_labels=TokenLabelsConfig(
             Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),

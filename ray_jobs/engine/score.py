@@ -4,6 +4,7 @@ The log-probability of a continuation is the sum over its tokens of log p(token 
 it); the probabilities returned are the softmax of those sums over the continuations asked about (no length
 normalisation). The prompt is prefilled once. All first tokens are read from the logits at its end; further
 tokens are fed to the same slot right behind the prompt, one continuation over the other: nothing is copied.
+What all continuations of a prompt begin with ("Safety:") is read with the prompt, since it adds the same to every sum.
 Prompt and continuation are tokenized apart, so a continuation that follows a space should begin with it.
 """
 
@@ -26,6 +27,7 @@ def score(
     """For each encoded prompt, the probabilities of its own continuations."""
     results: list[Scores | Failure | None] = [None] * len(encoded)
     rows: list[tuple[int, list[int], list[list[int]]]] = []
+    lengths = [0 if isinstance(ids, Failure) else len(ids) for ids in encoded]
     for i, (ids, texts) in enumerate(zip(encoded, continuations, strict=True)):
         endings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         if isinstance(ids, Failure):
@@ -35,7 +37,8 @@ def score(
         elif len(ids) + max(map(len, endings)) > lm.context:
             results[i] = Failure(f"prompt and continuation exceed the model's context of {lm.context} tokens")
         else:
-            rows.append((i, ids, endings))
+            same = _begin_alike(endings)
+            rows.append((i, ids + endings[0][:same], [ending[same:] for ending in endings]))
     rows.sort(key=lambda row: (*batch_order(row[1]), row[0]))
     with torch.inference_mode():
         while rows:
@@ -43,10 +46,16 @@ def score(
             batch, rows = rows[: lm.room(longest)], rows[lm.room(longest) :]
             lm.cache.shape(len(batch), longest)
             batch = [batch[i] for i in lm.prefill([ids for _, ids, _ in batch])]
-            for (i, ids, _), logs in zip(batch, _log_probabilities(lm, batch), strict=True):
-                results[i] = Scores(tuple(_softmax(logs)), False, len(ids))
+            for (i, _, _), logs in zip(batch, _log_probabilities(lm, batch), strict=True):
+                results[i] = Scores(tuple(_softmax(logs)), False, lengths[i])
             progress()
     return results  # type: ignore[return-value]
+
+
+def _begin_alike(endings: list[list[int]]) -> int:
+    """How many first tokens all endings share; each keeps at least one of its own."""
+    most = min(map(len, endings)) - 1
+    return next((at for at in range(most) if len({ending[at] for ending in endings}) > 1), most)
 
 
 def _softmax(logs: Sequence[float]) -> list[float]:

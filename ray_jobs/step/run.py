@@ -33,7 +33,7 @@ class Run:
     seed: int
     roles: Mapping[str, Model]
     error_budget: float = 0.01
-    unit_cpus: float = 0.25
+    unit_cpus: float = 0.5
     local_cpus: int = 4
     units: int = 64
     request_cache_gb: float = 4.0
