@@ -34,7 +34,10 @@ def prepared(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         sets = tuple(import_file(path) for path in options.evaluations)
         held_out(None, sets)  # a file that is no evaluation set is told before anything starts
         recipe = replace(
-            recipe, dedup=replace(recipe.dedup, evaluations=sets), gate=replace(recipe.gate, evaluations=sets)
+            recipe,
+            dedup=replace(recipe.dedup, evaluations=sets),
+            translations=replace(recipe.translations, evaluations=sets),
+            gate=replace(recipe.gate, evaluations=sets),
         )
     return recipe, policy, options.root or f"mill/{recipe.name}"
 

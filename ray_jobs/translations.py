@@ -5,7 +5,8 @@ translator is a language model (role `translator`) or apertium where it is insta
 either the step makes no rows, says so, and the flow goes on. Checks come in the order of their price: synth.translate,
 then the judge (role `translation_judge`), then the translation back, if it is switched on. What fails is tried once
 more by a model, told firmly and with another seed, then set aside: its row is counted under its first reason, and
-`translations_rejected` keeps every finding with its evidence. A stratified sample of what passed goes to
+`translations_rejected` keeps every finding with its evidence. A prompt that lands near a held-out gold row or another
+evaluation set in its new language is set aside too. A stratified sample of what passed goes to
 `translations_review`, for people.
 """
 
@@ -18,11 +19,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_jobs.dedup import held_out
 from ray_jobs.engine import Failure
+from ray_jobs.files import Import
 from ray_jobs.step import Cut, Failed, Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.translators import Told, adequacy, back_similarity, translate, translator
 from ray_jobs.votes import SAMPLE
+from synth.decontaminate import contaminated
 from synth.ids import row_id, stable_hash
 from synth.policy import Policy
 from synth.translate import Finding, check_translation, review_sample
@@ -50,7 +54,7 @@ class TranslationsConfig:
     """`pairs`: (source, target, share of the source's groups that are translated). `program`: the offline translator's
     version, empty where there is none: having one changes the step. `min_adequacy` bounds the judge's probability, and
     `back_similarity` the cosine after the way back (0: not asked). `review`: rows set aside for people per unit,
-    language, side and severity."""
+    language, side and severity. `evaluations`: registered evaluation sets beside the held-out gold rows."""
 
     pairs: tuple[tuple[str, str, float], ...] = (("en", "es", 0.3),)
     program: str = ""
@@ -58,6 +62,7 @@ class TranslationsConfig:
     min_adequacy: float = 0.5
     back_similarity: float = 0.0
     review: int = 1
+    evaluations: tuple[Import, ...] = ()
 
 
 @dataclass
@@ -89,11 +94,12 @@ def step(config: TranslationsConfig) -> Step:
         config,
         tables,
         inputs=("votes",),
+        sides=("gold",),
         roles=roles,
         reads=reads,
         cut=Cut(),
         cpus=1.5,
-        revision=2,
+        revision=3,
     )
 
 
@@ -103,11 +109,13 @@ def run(work: Work) -> Output:
     if not translator(work):
         return output
     rows = [row for row in work.rows["votes"].to_pylist() if not row["abstain"]]
+    held = held_out(work.read("gold"), work.config.evaluations)
     for source, target, share in work.config.pairs:
         chosen = [row for row in rows if row["language"] == source and wanted(row, target, share)]
         if not chosen:
             continue
         done = translations(work, chosen, source, target)
+        keep_out([done[text] for text in dict.fromkeys(row["prompt"] for row in chosen)], held)
         for row in chosen:
             place(output, row, [done[text] for text in texts_of(row)], source, target)
     reviewed: list[dict[str, Any]] = output.tables["translations_review"]  # type: ignore[assignment]
@@ -143,6 +151,17 @@ def translations(
         again = [one for one in done.values() if one.findings and not one.told.failure]
         attempt(work, again, source, target)
     return done
+
+
+def keep_out(prompts: Sequence[Translation], held: dict[str, list[str]]) -> None:
+    """A finding for every translated prompt that lies near a text of an evaluation set."""
+    told = pa.array([one.told.text for one in prompts], pa.string())
+    for name, texts in held.items():
+        near = contaminated(told, pa.array(texts, pa.string())).to_pylist()
+        for at, text in {pair["row"]: texts[pair["eval_row"]] for pair in near}.items():
+            prompts[at].findings.append(
+                Finding("contamination", f"it lies near the evaluation set {name}", text)
+            )
 
 
 def attempt(work: Work, asked: Sequence[Translation], source: str, target: str) -> None:

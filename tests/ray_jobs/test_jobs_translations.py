@@ -8,6 +8,7 @@ import pytest
 
 from ray_jobs import translations, translators
 from ray_jobs.engine import Completion, Failure, Model, Scores
+from ray_jobs.gold import GOLD
 from ray_jobs.translations import REJECTED, REVIEW, TranslationsConfig
 from ray_jobs.votes import SAMPLE
 
@@ -43,7 +44,15 @@ def source_of(asked: Any) -> str:
 
 
 @pytest.fixture
-def by_model(make_work, safety, store):
+def versions(put, store):
+    """One gold row that is held out, in the language translated into."""
+    gold = {"id": "g", "parent_id": "", "group_id": "g", "side": "prompt", "severity": "Safe", "split": "test",
+            "prompt": SPANISH["Which museum shows old locks?"] + " Dime en qué ciudad está, por favor."}  # fmt: skip
+    return {"gold": put(store, "gold", GOLD, [gold])}
+
+
+@pytest.fixture
+def by_model(make_work, safety, store, versions):
     """by_model(rows, written, judged, …): the output and the clients, with a scripted translator and judge."""
 
     def go(
@@ -54,7 +63,8 @@ def by_model(make_work, safety, store):
     ):
         settings = TranslationsConfig(**({"pairs": (("en", "es", 1.0),)} | config))
         roles = JUDGED if judged else MODEL
-        work = make_work(safety, store, settings, roles, rows={"votes": as_table(SAMPLE, rows)})
+        votes = {"votes": as_table(SAMPLE, rows)}
+        work = make_work(safety, store, settings, roles, rows=votes, versions=versions)
         client = work.engines.get("translator")
         client.calls = []
 
@@ -126,6 +136,20 @@ def test_what_fails_twice_is_set_aside_with_every_finding_and_its_evidence(by_mo
     as_table(REJECTED, [bad])
 
 
+def test_a_prompt_that_lands_near_a_held_out_gold_row_in_its_new_language_is_set_aside(by_model):
+    asked = "Which museum shows old locks? Tell me in which town it is, please."
+    told = SPANISH["Which museum shows old locks?"] + " Dime en qué ciudad está, por favor."
+    lock = "How do I pick my neighbour's lock?"
+    output, _ = by_model(
+        [sample("near", asked), sample("far", lock)],
+        lambda _asked, source: SPANISH[lock] if source == lock else told,
+    )
+    (bad,) = output.tables["translations_rejected"]
+    assert [row["parent_id"] for row in output.tables["translations"]] == ["far"]
+    assert bad["parent_id"] == "near" and {one["check"] for one in bad["findings"]} == {"contamination"}
+    assert bad["findings"][0]["evidence"] == told and list(output.dropped.values()) == [1]
+
+
 def test_the_judge_sees_only_what_passed_and_its_doubt_is_kept(by_model):
     seen = []
 
@@ -185,16 +209,16 @@ def test_uncertain_rows_and_other_languages_are_not_translated(by_model):
     assert by_model(rows)[0].tables["translations"] == []
 
 
-def test_without_a_translator_nothing_is_translated_and_nothing_fails(make_work, safety, store):
+def test_without_a_translator_nothing_is_translated_and_nothing_fails(make_work, safety, store, versions):
     rows = {"votes": as_table(SAMPLE, [sample("a", "a word")])}
-    output = translations.run(make_work(safety, store, TranslationsConfig(), rows=rows))
+    output = translations.run(make_work(safety, store, TranslationsConfig(), rows=rows, versions=versions))
     assert not any(output.tables.values()) and not output.failed
 
 
 @pytest.mark.skipif(not translators.apertium_version(), reason="apertium is not installed")
-def test_apertium_translates_a_row_for_real(make_work, safety, store):
+def test_apertium_translates_a_row_for_real(make_work, safety, store, versions):
     config = TranslationsConfig(pairs=(("en", "es", 1.0),), program=translators.apertium_version())
     rows = {"votes": as_table(SAMPLE, [sample("a", "Where is the book of the old man?")])}
-    output = translations.run(make_work(safety, store, config, rows=rows))
+    output = translations.run(make_work(safety, store, config, rows=rows, versions=versions))
     (made,) = output.tables["translations"]
     assert "libro" in made["prompt"] and "viejo" in made["prompt"]
