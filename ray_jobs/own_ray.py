@@ -33,4 +33,9 @@ def start(namespace: str | None = None, **local: Any) -> None:
 def where(**local: Any) -> dict[str, Any]:
     """What tells `ray.init` which Ray is meant. Without an address it would join whatever cluster somebody has started
     on this machine, and refuse the other arguments."""
-    return {"address": "auto"} if os.environ.get("RAY_ADDRESS") else {"address": "local", **local}
+    return {"address": "auto"} if joins() else {"address": "local", **local}
+
+
+def joins() -> bool:
+    """Whether there is a cluster to join."""
+    return bool(os.environ.get("RAY_ADDRESS"))

@@ -54,6 +54,9 @@ from synth.errors import BadInput
 # one of the prefix; a continuation and 25 tokens of instruction; 80 tokens of a 22M embedder, which keeps no cache.
 LOCAL_COSTS = Costs(rollout=3.5, guard=10.0, judge=3.5)
 
+# bfloat16 where the CPU multiplies it in hardware: more texts a second, but a text may then depend on its batch.
+FAST = ("dtype", "auto")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,7 +70,7 @@ class Recipe:
     roles: Mapping[str, Model]
     seed: int = 17
     error_budget: float = 0.01
-    unit_cpus: float = 0.5
+    unit_cpus: float = 0.33
     local_cpus: int = 4
     units: int = 24
     request_cache_gb: float = 4.0
@@ -97,20 +100,21 @@ class Recipe:
 
 def local() -> Recipe:
     """Two cores, no GPU: SmolLM2-135M writes and rolls out, fitted heads vote and judge, our own guards guard."""
-    smollm2 = Model("local", "smollm2-135m", "base")
+    smollm2 = Model("local", "smollm2-135m", "base", options=(FAST,))
     return Recipe(
         name="local",
         report=ReportConfig("local"),
         policy="safety",
+        units=6,
         roles={
             "writer": smollm2,
             "base_writer": smollm2,
             "responder": replace(smollm2, kind="instruct"),
             "embedder": Model("local", "minilm", "embedder"),
-            "hidden": Model("local", "smollm2-135m", "embedder", options=(("layer", 20),)),
+            "hidden": replace(smollm2, kind="embedder", options=(("layer", 20), FAST)),
             "teacher": Model("local", "minilm", "embedder"),
             "backbone": Model("local", "smollm2-135m", "base"),
-            "rollout-1": Model("local", "smollm2-135m", "instruct"),
+            "rollout-1": replace(smollm2, kind="instruct"),
             "guard": Model("local", "@gen_guard/guard", "gen_guard"),
             "judge": Model("local", "@voters/embed", "head"),
             "gen_guard": Model("local", "@gen_guard/guard", "gen_guard"),
@@ -118,7 +122,7 @@ def local() -> Recipe:
             "stream_guard": Model("local", "@stream_guard/guard", "stream_guard"),
             "stream_guard_control": Model("local", "@stream_guard/control", "stream_guard"),
             "voter-1": Model("local", "@voters/embed", "head"),
-            "voter-2": Model("local", "@voters/hidden", "head"),
+            "voter-2": Model("local", "@voters/hidden", "head", options=(FAST,)),
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
             **local_roles(),
         },
@@ -153,12 +157,17 @@ def tiny() -> Recipe:
     """The same flow on a few leaves and rows, for tests."""
     recipe = local()
     leaves = ("violent.weapons", "illegal.theft")
+    exact = {
+        role: replace(model, options=tuple(option for option in model.options if option != FAST))
+        for role, model in recipe.roles.items()
+        if role != "voter-2"
+    }
     return replace(
         recipe,
         name="tiny",
         report=ReportConfig("tiny"),
         units=6,
-        roles={role: model for role, model in recipe.roles.items() if role != "voter-2"},
+        roles=exact,
         seeds=SeedsConfig(leaves=leaves),
         gold=GoldConfig(limit=120),
         prompts=PromptsConfig(self_instruct=1, keyword=1, style=1, multi_turn=1, rounds=1),
