@@ -198,9 +198,8 @@ def _run_on_ray(step: Step, units: list[Unit], work: Work, cpus: float) -> Itera
 
     from ray_jobs.engine import EngineDied
 
-    if (
-        not own_ray.joins()
-    ):  # a cluster may grow; here a unit that asks for more than the engines leave would never run
+    if not own_ray.joins():
+        # No node will come: a unit that asks for more than the engines leave would never run.
         cpus = min(cpus, max(0.25, ray.available_resources().get("CPU", cpus)))
     # engines travel by the names of their actors; a unit's rows only to its task, or N units would cost N times N
     shared = ray.put((step, [ray.put(unit) for unit in units], work))

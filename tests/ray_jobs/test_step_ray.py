@@ -66,6 +66,11 @@ def test_units_on_ray_make_one_version_and_a_rerun_makes_none(mill, store):
     assert run_steps([LOUD], mill())["loud"] == first
 
 
+@pytest.mark.timeout(120)
+def test_units_that_ask_for_more_cpus_than_there_are_run_all_the_same(mill):
+    assert run_steps([replace(LOUD, cpus=64.0)], mill())["loud"].rows == 8
+
+
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_an_error_inside_a_unit_keeps_its_sentence_and_commits_nothing(mill, store, problem):
     expected = PROBLEMS[problem]
