@@ -43,6 +43,8 @@ class GuardConfig:
     balance_by: tuple[str, ...] = ("side", "severity")
     eval_share: float = 0.1
     patience: int = 0
+    bf16: bool = False
+    matmul: str = "highest"
     curves: str = field(default="", metadata={"identity": False})
     workers: int = field(default=2, metadata={"identity": False})
     use_gpu: bool = field(default=False, metadata={"identity": False})

@@ -115,12 +115,12 @@ def local() -> Recipe:
             "teacher": Model("local", "minilm", "embedder"),
             "backbone": Model("local", "smollm2-135m", "base"),
             "rollout-1": replace(smollm2, kind="instruct"),
-            "guard": Model("local", "@gen_guard/guard", "gen_guard"),
+            "guard": Model("local", "@gen_guard/guard", "gen_guard", options=(FAST,)),
             "judge": Model("local", "@voters/embed", "head"),
-            "gen_guard": Model("local", "@gen_guard/guard", "gen_guard"),
-            "gen_guard_control": Model("local", "@gen_guard/control", "gen_guard"),
-            "stream_guard": Model("local", "@stream_guard/guard", "stream_guard"),
-            "stream_guard_control": Model("local", "@stream_guard/control", "stream_guard"),
+            "gen_guard": Model("local", "@gen_guard/guard", "gen_guard", options=(FAST,)),
+            "gen_guard_control": Model("local", "@gen_guard/control", "gen_guard", options=(FAST,)),
+            "stream_guard": Model("local", "@stream_guard/guard", "stream_guard", options=(FAST,)),
+            "stream_guard_control": Model("local", "@stream_guard/control", "stream_guard", options=(FAST,)),
             "voter-1": Model("local", "@voters/embed", "head"),
             "voter-2": Model("local", "@voters/hidden", "head", options=(FAST,)),
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
@@ -133,9 +133,18 @@ def local() -> Recipe:
         voters=VotersConfig(written=400),
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(
-            rows=700, epochs=2, lr=1e-3, train_layers=4, batch_tokens=512, row_length=256, max_length=96
+            rows=700,
+            epochs=2,
+            lr=1e-3,
+            train_layers=4,
+            batch_tokens=512,
+            row_length=256,
+            max_length=96,
+            matmul="medium",
         ),
-        stream_guard=GuardConfig(rows=1600, train_layers=0, epochs=8, lr=1e-3, max_length=128),
+        stream_guard=GuardConfig(
+            rows=1600, train_layers=0, epochs=8, lr=1e-3, max_length=128, matmul="medium"
+        ),
         token_labels=TokenLabelsConfig(
             Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),

@@ -136,9 +136,9 @@ def single_gpu() -> Recipe:
         responses=ResponsesConfig(sampling=Sampling(max_tokens=256, temperature=0.8)),
         voters=VotersConfig(features=("embed",)),
         votes=VotesConfig(),
-        gen_guard=GuardConfig(lr=2e-5, train_layers=None, workers=1, use_gpu=True),
+        gen_guard=GuardConfig(lr=2e-5, train_layers=None, workers=1, use_gpu=True, bf16=True),
         token_labels=TokenLabelsConfig(Plan(k=8), sampling=Sampling(max_tokens=64, temperature=0.8)),
-        stream_guard=GuardConfig(train_layers=0, epochs=20, lr=1e-3, workers=1, use_gpu=True),
+        stream_guard=GuardConfig(train_layers=0, epochs=20, lr=1e-3, workers=1, use_gpu=True, bf16=True),
     )
 
 
@@ -183,7 +183,7 @@ def qwen3guard(backbone: str = "Qwen/Qwen3-4B") -> Recipe:
     sampled = Sampling(max_tokens=1024, temperature=0.8)
     training = GuardConfig(
         template="moderation_full", epochs=2, lr=1e-5, batch_tokens=65_536, row_length=4096, max_length=4096,
-        zero_stage=3, train_layers=None, workers=8, use_gpu=True,
+        zero_stage=3, train_layers=None, workers=8, use_gpu=True, bf16=True,
     )  # fmt: skip
     rolled = Sampling(max_tokens=256, temperature=0.8)
     return replace(

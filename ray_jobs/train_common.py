@@ -209,6 +209,7 @@ def _worker(loop: dict[str, Any]) -> None:
     from train.variants import train_variants
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_float32_matmul_precision(loop["config"].matmul)
     folder = Path(loop["out"])
     example_type, task_type = (GenExample, GenTask) if loop["kind"] == "gen" else (StreamExample, StreamTask)
     variants: dict[str, Sequence[Any]] = {

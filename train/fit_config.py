@@ -30,6 +30,9 @@ class FitConfig:
         None  # tokens per worker and forward step; None: the whole share of a step at once
     )
     bf16: bool = False
+    matmul: str = (
+        "highest"  # torch's float32 matmul precision; "medium": bfloat16 products where hardware has them
+    )
     eval_share: float = 0.1  # of the groups
     patience: int = 0  # epochs without a better held-out loss before stopping; 0: never stop, keep the last
     checkpoint_steps: int = 0  # 0: none
