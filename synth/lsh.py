@@ -8,7 +8,7 @@ times (as in an LSH forest, Bawa et al. 2005): a bucket of m strangers that shar
 ORDERS pairs, not m**2 / 2. All of it runs over all buckets of a band at once, and decides by signatures
 alone, so that a band can be handled wherever its keys lie.
 
-Edges. Pairs whose estimate is hopeless (0.12 below the threshold, 3 standard deviations at 0.7 with 128
+Edges. Pairs whose estimate is hopeless (0.1 below the threshold, 2.5 standard deviations at 0.7 with 128
 places) are dropped, the others verified by exact Jaccard similarity of the shingle sets.
 
 Clusters are connected components of the verified edges: minimum labels are hooked onto roots and pointers
@@ -25,7 +25,7 @@ from synth.minhash import Bands, estimates
 from synth.shingles import Shingles, mix
 
 SMALL, WINDOW, ORDERS = 32, 3, 2
-HOPELESS, CLEAR = 0.12, 0.1
+HOPELESS, CLEAR = 0.1, 0.1
 
 
 @dataclass(frozen=True)
