@@ -10,7 +10,7 @@ from ray_jobs.combiner import CombinerConfig
 from ray_jobs.gen_guard import GuardConfig
 from ray_jobs.pipeline import mill
 from ray_jobs.prompts import PromptsConfig
-from ray_jobs.recipes import Recipe, local
+from ray_jobs.recipes import Recipe, in_float32, local
 from ray_jobs.voters import VotersConfig
 from synth.policy import load_policy
 
@@ -22,7 +22,7 @@ def recipe() -> Recipe:
         base,
         name="token_labels_benchmark",
         units=6,
-        roles={role: model for role, model in base.roles.items() if role != "voter-2"},
+        roles={role: model for role, model in in_float32(base.roles).items() if role != "voter-2"},
         prompts=PromptsConfig(self_instruct=0, keyword=0, contrastive=0),
         responses=replace(base.responses, share=0.0),
         combiner=CombinerConfig(repeats=1),

@@ -162,21 +162,24 @@ def local_votes() -> Recipe:
     )
 
 
+def in_float32(roles: Mapping[str, Model]) -> dict[str, Model]:
+    """The roles without FAST: what a model answers to a row does not depend on the rows beside it."""
+    return {
+        role: replace(model, options=tuple(option for option in model.options if option != FAST))
+        for role, model in roles.items()
+    }
+
+
 def tiny() -> Recipe:
     """The same flow on a few leaves and rows, for tests."""
     recipe = local()
     leaves = ("violent.weapons", "illegal.theft")
-    exact = {
-        role: replace(model, options=tuple(option for option in model.options if option != FAST))
-        for role, model in recipe.roles.items()
-        if role != "voter-2"
-    }
     return replace(
         recipe,
         name="tiny",
         report=ReportConfig("tiny"),
         units=6,
-        roles=exact,
+        roles={role: model for role, model in in_float32(recipe.roles).items() if role != "voter-2"},
         seeds=SeedsConfig(leaves=leaves),
         gold=GoldConfig(limit=120),
         prompts=PromptsConfig(self_instruct=1, keyword=1, style=1, multi_turn=1, rounds=1),
