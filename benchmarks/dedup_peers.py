@@ -189,6 +189,29 @@ def text_dedup(rows: list[str]) -> tuple[float, list[int]]:
     return seconds, groups.labels()
 
 
+def data_juicer(rows: list[str]) -> tuple[float, list[int]]:
+    """Its MinHash operator, hashes in two processes; no verification. Groups are read off its own union-find."""
+    import datasets
+    from data_juicer.ops.deduplicator import document_minhash_deduplicator as module
+
+    found = []
+
+    class Kept(module.UnionFind):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            found.append(self)
+
+    module.UnionFind = Kept
+    table = datasets.Dataset.from_dict({"text": rows})
+    start = time.perf_counter()
+    operator = module.DocumentMinhashDeduplicator(
+        tokenization="space", window_size=NGRAM, num_permutations=PERMUTATIONS, jaccard_threshold=THRESHOLD
+    )
+    operator.process(table.map(operator.compute_hash, num_proc=2))
+    seconds = time.perf_counter() - start
+    return seconds, [int(found[0].find(row)) for row in range(len(rows))]
+
+
 PEERS = {
     "datasketch": lambda rows: datasketch(rows, verify=False),
     "datasketch+verify": lambda rows: datasketch(rows, verify=True),
@@ -196,6 +219,7 @@ PEERS = {
     "daft": daft,
     "datatrove": datatrove,
     "text-dedup": text_dedup,
+    "data-juicer": data_juicer,
 }
 NEEDS = {
     "datasketch": ["datasketch==2.0.0", "xxhash"],
@@ -203,6 +227,7 @@ NEEDS = {
     "daft": ["daft==0.7.26", "numpy", "pyarrow"],
     "datatrove": ["datatrove[io,processing]==0.10.1", "xxhash", "spacy"],
     "text-dedup": ["text-dedup==0.4.0"],
+    "data-juicer": ["py-data-juicer"],
 }
 
 
