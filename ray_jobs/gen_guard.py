@@ -71,6 +71,7 @@ def step(config: GuardConfig) -> Step:
         sides=("distilled",),
         roles=("backbone",),
         reads=reads,
+        trains=True,
     )
 
 

@@ -133,7 +133,7 @@ def local() -> Recipe:
         voters=VotersConfig(written=400),
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(
-            rows=700,
+            rows=640,
             epochs=2,
             lr=1e-3,
             train_layers=4,
@@ -143,7 +143,7 @@ def local() -> Recipe:
             matmul="medium",
         ),
         stream_guard=GuardConfig(
-            rows=1600, train_layers=0, epochs=8, lr=1e-3, max_length=128, matmul="medium"
+            rows=1400, train_layers=0, epochs=8, lr=1e-3, max_length=128, matmul="medium"
         ),
         token_labels=TokenLabelsConfig(
             Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)

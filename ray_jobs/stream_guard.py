@@ -26,6 +26,7 @@ def step(config: GuardConfig) -> Step:
         sides=("distilled", "token_labels"),
         roles=("backbone",),
         reads=reads,
+        trains=True,
     )
 
 

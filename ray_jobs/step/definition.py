@@ -89,8 +89,8 @@ class Step:
     last to be committed and first in order; `inputs` are cut into units, `sides` are read whole by every unit;
     `reads` gives the policy slice for a set of leaves (None: all); without `cut` the step is a single unit that runs
     on the driver, and may use Ray itself. `by_group` says of such a step that the rows of a group it changes are those
-    whose group changed (as in dedup), so that later steps need not be redone whole. `cpus`: what one unit computes
-    on (0: it only asks engines)."""
+    whose group changed (as in dedup), so that later steps need not be redone whole. `trains`: before
+    it all engines end, since it needs the memory. `cpus`: what one unit computes on (0: it only asks engines)."""
 
     name: str
     run: Callable[[Work], Output]
@@ -102,6 +102,7 @@ class Step:
     reads: Callable[[Policy, frozenset[str] | None], object] = reads_nothing
     cut: Cut | None = None
     by_group: bool = False
+    trains: bool = False
     cpus: float = 0.0
     revision: int = 1
 

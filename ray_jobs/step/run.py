@@ -82,10 +82,12 @@ class Run:
         return (self.store.root, limit) if limit > 0 else None
 
     def release(self, coming: list[Step]) -> None:
-        """End the engines that no coming step uses: their memory belongs to the next one."""
+        """End the engines that no coming step uses, and all of them before one that trains: their memory belongs to the
+        next step."""
         from ray_jobs.engine import actor_name
 
-        wanted = {model for step in coming for model in resolve_roles(step, self.roles).values()}
+        later = [] if coming and coming[0].trains else coming
+        wanted = {model for step in later for model in resolve_roles(step, self.roles).values()}
         kept = {actor_name(model) for model in wanted if not model.name.startswith("@")}
         for engines in self.opened:
             engines.shutdown(kept)
@@ -106,8 +108,10 @@ class Run:
             os.environ.setdefault("RAY_worker_niceness", "0")  # the models compute in workers
             # Ray warns once it has started four times this many workers
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
-            # a worker takes 3 s of CPU to start: those of one step stay for the next one, Ray would end them after 1 s
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
+            # A worker takes 3 s of CPU to start: those of one step stay for the next one, Ray would end them after 1 s.
+            # It would also keep as many as it has CPUs for good, with all they have read (one of translations: 1 GB).
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+            os.environ.setdefault("RAY_num_workers_soft_limit", "0")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes
             # Lance warns of any fork; the processes forked here become another program at once
             with warnings.catch_warnings():
