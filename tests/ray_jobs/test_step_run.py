@@ -170,6 +170,22 @@ def test_an_unbound_role_is_told_before_any_step_runs(mill, store):
 # units
 
 
+def test_engines_of_later_steps_stay_but_not_through_a_training(store, safety, quiet_run):
+    class Opened:
+        def shutdown(self, keep):
+            self.kept = set(keep)
+
+    writer = Model("openai", "writer", "instruct", options=(("base_url", "http://127.0.0.1:9/v1"),))
+    run, opened = quiet_run(store, safety, {"writer": writer}), Opened()
+    run.opened = [opened]
+    asks = replace(LOUD, name="asks", roles=("writer",))
+    trains = replace(LOUD, name="trains", trains=True)
+    run.release([asks])
+    assert len(opened.kept) == 1
+    run.release([trains, asks])
+    assert opened.kept == set()
+
+
 def test_units_are_named_by_content_and_not_by_row_order(mill, store, put, rows, safety):
     def units(given):
         version = put(store, "quiet", ROW, given)
