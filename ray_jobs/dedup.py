@@ -156,7 +156,7 @@ def decontaminate(table: pa.Table, name: str, held: list[str]) -> tuple[pa.Table
         }
         for at, pair in sorted(found.items())
     ]
-    return table.filter(pa.array([at not in found for at in range(table.num_rows)])), rows
+    return table.filter(pa.array([at not in found for at in range(table.num_rows)], pa.bool_())), rows
 
 
 if __name__ == "__main__":

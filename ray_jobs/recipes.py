@@ -171,16 +171,15 @@ def in_float32(roles: Mapping[str, Model]) -> dict[str, Model]:
 
 
 def tiny() -> Recipe:
-    """The same flow on a few leaves and rows, for tests."""
+    """The same flow on two leaves and few rows, for tests."""
     recipe = local()
-    leaves = ("violent.weapons", "illegal.theft")
     return replace(
         recipe,
         name="tiny",
         report=ReportConfig("tiny"),
         units=6,
         roles={role: model for role, model in in_float32(recipe.roles).items() if role != "voter-2"},
-        seeds=SeedsConfig(leaves=leaves),
+        seeds=SeedsConfig(categories=2),
         gold=GoldConfig(limit=120),
         prompts=PromptsConfig(self_instruct=1, keyword=1, style=1, multi_turn=1, rounds=1),
         responses=replace(recipe.responses, share=0.3, sampling=Sampling(max_tokens=16, temperature=0.8)),

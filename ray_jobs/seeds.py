@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray_jobs.files import Import, read_import
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.store import table_schema
+from synth.errors import BadInput
 from synth.ids import row_id, stable_hash
 from synth.policy import Leaf, Policy
 
@@ -55,11 +56,13 @@ RESPONSE = table_schema(
 
 @dataclass(frozen=True)
 class SeedsConfig:
-    """`imports` are files of the user's own rows; their content hash, not their path, is part of the identity."""
+    """`imports` are files of the user's own rows; their content hash, not their path, is part of the identity. `leaves`
+    takes these alone, `categories` the first leaf of each of so many categories (0: all)."""
 
     imports: tuple[Import, ...] = ()
     sketches_per_leaf: int = 2
     leaves: tuple[str, ...] = field(default=())
+    categories: int = 0
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -76,9 +79,7 @@ def run(work: Work) -> Output:
     config: SeedsConfig = work.config
     prompts: dict[str, dict[str, Any]] = {}
     responses: dict[str, dict[str, Any]] = {}
-    for leaf in work.policy.leaves:
-        if config.leaves and leaf.id not in config.leaves:
-            continue
+    for leaf in chosen(work.policy, config):
         rows = [*seed_rows(work.policy, leaf), *pair_rows(work.policy, leaf)]
         prompts.update((row["id"], row) for row in rows)
         if "response" in work.policy.sides:
@@ -94,6 +95,20 @@ def run(work: Work) -> Output:
     return Output(
         {"seeds": list(prompts.values()), "written_responses": list(responses.values())}, dropped=+dropped
     )
+
+
+def chosen(policy: Policy, config: SeedsConfig) -> list[Leaf]:
+    """The leaves that the config takes. BadInput for one that the policy does not have."""
+    known = {leaf.id: leaf for leaf in policy.leaves}
+    if unknown := [name for name in config.leaves if name not in known]:
+        raise BadInput(f"step seeds: the policy {policy.id} has no leaf {unknown[0]!r}")
+    leaves = [known[name] for name in config.leaves] or list(policy.leaves)
+    if not config.categories:
+        return leaves
+    first: dict[str, Leaf] = {}
+    for leaf in leaves:
+        first.setdefault(leaf.category, leaf)
+    return list(first.values())[: config.categories]
 
 
 def prompt_row(

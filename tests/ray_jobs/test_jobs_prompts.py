@@ -8,6 +8,7 @@ from ray_jobs import cli, prompts, seeds
 from ray_jobs.engine import Model
 from ray_jobs.prompts import PromptsConfig
 from ray_jobs.step import run_steps
+from synth.errors import BadInput
 
 WRITER = Model("local", "writer", "base")
 
@@ -33,6 +34,18 @@ ONLY = PromptsConfig(self_instruct=0, keyword=0, contrastive=0, rounds=4)
 
 def made(output, rows):
     return [row for row in output.tables["prompts"] if row["id"] not in rows]
+
+
+def test_a_quick_recipe_takes_one_leaf_of_each_of_its_first_categories_whatever_the_policy(
+    safety, data_quality
+):
+    def taken(policy):
+        return [leaf.id for leaf in seeds.chosen(policy, seeds.SeedsConfig(categories=2))]
+
+    assert taken(safety) == ["violent.weapons", "illegal.theft"]
+    assert taken(data_quality) == ["boilerplate.navigation", "spam.seo"]
+    with pytest.raises(BadInput, match=r"the policy data_quality has no leaf 'violent\.weapons'"):
+        seeds.chosen(data_quality, seeds.SeedsConfig(leaves=("violent.weapons",)))
 
 
 def test_a_style_wraps_a_violating_prompt_of_another_leaf_and_joins_its_group(synthesize, safety):

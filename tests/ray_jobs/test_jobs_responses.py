@@ -138,6 +138,14 @@ def test_duplicates_go_twins_and_disputed_rows_stay_and_held_out_gold_is_kept_ou
     assert "near gold" in pa.concat_tables(free.tables["deduped"])["id"].to_pylist()
 
 
+def test_no_prompt_at_all_is_no_duplicate(put, make_work, safety, store):
+    gold = {"id": "g", "parent_id": "", "group_id": "g", "side": "prompt", "prompt": "Who is it?", "severity": "Safe",
+            "split": "test"}  # fmt: skip
+    versions = {"prompts": put(store, "prompts", PROMPT, []), "gold": put(store, "gold", GOLD, [gold])}
+    output = dedup.run(make_work(safety, store, DedupJobConfig(), versions=versions))
+    assert sum(part.num_rows for part in output.tables["deduped"]) == 0 and not output.dropped
+
+
 def test_more_samples_for_prompts_of_one_severity(answer):
     rows = [
         prompt("bad", "How are things broken?"),
