@@ -90,12 +90,18 @@ def flow_until(recipe: Recipe, policy: Policy, until: str | None) -> list[Step]:
 
 
 def run_of(recipe: Recipe, policy: Policy, root: str) -> Run:
-    """What a recipe's steps run with, on a root."""
+    """What a recipe's steps run with, on a root. Without responses in the policy there is no streaming guard to ask."""
+    answers = "response" in policy.sides
+    roles = {
+        role: model
+        for role, model in recipe.roles.items()
+        if answers or not model.name.startswith("@stream_guard/")
+    }
     return Run(
         Store(root),
         policy,
         recipe.seed,
-        recipe.roles,
+        roles,
         recipe.error_budget,
         recipe.unit_cpus,
         recipe.local_cpus,

@@ -23,7 +23,7 @@ from ray_jobs import (
 )
 from ray_jobs.engine import Model
 from ray_jobs.gen_guard import gen_example
-from ray_jobs.pipeline import steps
+from ray_jobs.pipeline import run_of, steps
 from ray_jobs.recipes import named
 from ray_jobs.step import run_steps
 from ray_jobs.step.plan import plan
@@ -289,3 +289,13 @@ def test_every_failed_generation_is_in_the_quarantine_even_if_one_row_failed_oft
         ("the engine refused this row", "what came back")
     }
     assert store.resolve("prompts").rows == store.resolve("seeds").rows  # the seeds are carried over
+
+
+def test_a_policy_without_responses_asks_no_streaming_guard(data_quality, safety, tmp_path):
+    bound = {
+        policy.id: run_of(named("tiny"), policy, str(tmp_path)).roles for policy in (data_quality, safety)
+    }
+    assert {role for role in bound["safety"] if role not in bound["data_quality"]} == {
+        role for role in bound["safety"] if role.startswith("stream_guard")
+    }
+    assert "gen_guard" in bound["data_quality"]
