@@ -3,12 +3,11 @@
 One run, one process, one model, the same prompts (60 to 150 tokens, mixed) and 32 new tokens a row (end marks
 are switched off for all, so that every contender makes the same number of tokens), at batch sizes 64 and 128:
 
-- bare step: forward passes of one token a row with no cache, no attention to anything before and no sampling:
-the
+- bare step: forward passes of one token a row with no cache, no attention to anything before and no sampling: the
   tokens per second that the matrix products alone allow;
-- bare work: what these prompts cost at the least: one forward pass over every prompt token, then 32 bare
-steps; - plain generate: transformers' own `generate` with left padding; - ours, on distinct prompts, and on
-four samples of each prompt (as rollouts and votes ask for).
+- bare work: what these prompts cost at the least: one forward pass over every prompt token, then 32 bare steps;
+- plain generate: transformers' own `generate` with left padding;
+- ours, on distinct prompts, and on four samples of each prompt (as rollouts and votes ask for).
 
 `python benchmarks/local_engine.py [--json FILE] [--batch 64 128] [--dtype float32|bfloat16] [--clock
 wall|cpu]`
