@@ -21,7 +21,6 @@ def recipe() -> Recipe:
     return replace(
         base,
         name="token_labels_benchmark",
-        units=6,
         roles={role: model for role, model in in_float32(base.roles).items() if role != "voter-2"},
         prompts=PromptsConfig(self_instruct=0, keyword=0, contrastive=0),
         responses=replace(base.responses, share=0.0),

@@ -177,7 +177,6 @@ def tiny() -> Recipe:
         recipe,
         name="tiny",
         report=ReportConfig("tiny"),
-        units=6,
         roles={role: model for role, model in in_float32(recipe.roles).items() if role != "voter-2"},
         seeds=SeedsConfig(categories=2),
         gold=GoldConfig(limit=120),

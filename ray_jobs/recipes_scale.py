@@ -128,6 +128,7 @@ def single_gpu() -> Recipe:
 
     return replace(
         local(),
+        units=24,
         name="single_gpu",
         report=ReportConfig("single_gpu"),
         roles=one_card_roles(),
