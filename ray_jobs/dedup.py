@@ -23,7 +23,7 @@ from ray_jobs.seeds import PROMPT
 from ray_jobs.step import Output, Rows, Step, Work
 from ray_jobs.store import table_schema
 from synth import dedup
-from synth.decontaminate import contaminated
+from synth.decontaminate import nearest
 from synth.errors import BadInput
 from synth.ids import row_id
 from synth.survivors import CONFLICTS as PAIR_CONFLICTS
@@ -142,7 +142,7 @@ def held_out(gold: pa.Table | None, evaluations: tuple[Import, ...]) -> dict[str
 
 def decontaminate(table: pa.Table, name: str, held: list[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows far enough from every text of an evaluation set, and those that are not."""
-    found = {row["row"]: row for row in contaminated(table["text"], pa.array(held, pa.string())).to_pylist()}
+    found = nearest(table["text"], pa.array(held, pa.string()))
     texts = table.select(["id", "group_id", "text"]).to_pylist()
     rows = [
         {

@@ -19,7 +19,7 @@ from ray_jobs.dedup import held_out
 from ray_jobs.files import Import
 from ray_jobs.step import Output, Step, StepFailed, Work
 from ray_jobs.store import table_schema
-from synth.decontaminate import contaminated
+from synth.decontaminate import nearest
 from synth.ids import row_id
 
 GATE = table_schema(
@@ -47,8 +47,7 @@ def run(work: Work) -> Output:
     prompts = pa.array(list(ids), pa.string())
     rows, found = [], []
     for name, texts in held_out(work.read("gold"), work.config.evaluations).items():
-        near = contaminated(prompts, pa.array(texts, pa.string())).to_pylist()
-        for pair in {pair["row"]: pair for pair in near}.values():
+        for pair in nearest(prompts, pa.array(texts, pa.string())).values():
             row, text = ids[prompts[pair["row"]].as_py()], texts[pair["eval_row"]]
             found.append(f"{row} ({pair['reason']}, {pair['overlap']:.2f}, with {text[:60]!r} of {name})")
         told = {"evaluation": name, "texts": len(texts), "prompts": len(prompts)}

@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ray_jobs import own_ray
+
 if TYPE_CHECKING:
     from ray_jobs.step import Run
     from ray_jobs.store import TableVersion
@@ -67,7 +69,7 @@ def as_job(work: Callable[[], object]) -> NoReturn:
     try:
         sys.exit(exit_code(work))
     except Stopped as told:
-        if os.environ.get("RAY_ADDRESS"):
+        if own_ray.joins():
             # all is freed; threads of Ray's may abort an interpreter that ends under them
             sys.stdout.flush()
             sys.stderr.flush()
@@ -88,7 +90,7 @@ def submission_id() -> str:
 def announce(told: Mapping[str, str]) -> None:
     """Put `told` into this job's metadata; nothing where this is no submitted job."""
     job = submission_id()
-    if not job or not os.environ.get("RAY_ADDRESS"):
+    if not job or not own_ray.joins():
         return
     from ray._private.ray_constants import KV_NAMESPACE_JOB
     from ray._raylet import GcsClient  # type: ignore[attr-defined]

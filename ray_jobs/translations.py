@@ -26,7 +26,7 @@ from ray_jobs.step import Cut, Failed, Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.translators import Told, adequacy, back_similarity, translate, translator
 from ray_jobs.votes import SAMPLE
-from synth.decontaminate import contaminated
+from synth.decontaminate import nearest
 from synth.ids import row_id, stable_hash
 from synth.policy import Policy
 from synth.translate import Finding, check_translation, review_sample
@@ -157,11 +157,9 @@ def keep_out(prompts: Sequence[Translation], held: dict[str, list[str]]) -> None
     """A finding for every translated prompt that lies near a text of an evaluation set."""
     told = pa.array([one.told.text for one in prompts], pa.string())
     for name, texts in held.items():
-        near = contaminated(told, pa.array(texts, pa.string())).to_pylist()
-        for at, text in {pair["row"]: texts[pair["eval_row"]] for pair in near}.items():
-            prompts[at].findings.append(
-                Finding("contamination", f"it lies near the evaluation set {name}", text)
-            )
+        for at, pair in nearest(told, pa.array(texts, pa.string())).items():
+            reason = f"it lies near the evaluation set {name}"
+            prompts[at].findings.append(Finding("contamination", reason, texts[pair["eval_row"]]))
 
 
 def attempt(work: Work, asked: Sequence[Translation], source: str, target: str) -> None:

@@ -9,6 +9,8 @@ threshold (MinHash candidates, verified): questions of fewer than 8 tokens are s
 A token is a word, or a character where a script has no spaces.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -21,6 +23,11 @@ LONG, SHORT, SHARE = 13, 8, 0.5
 CONTAMINATED = pa.schema([
     ("row", pa.int64()), ("eval_row", pa.int64()), ("reason", pa.string()), ("overlap", pa.float64()),
 ])  # fmt: skip
+
+
+def nearest(texts: pa.Array, eval_texts: pa.Array) -> dict[int, dict[str, Any]]:
+    """One line of `contaminated` for every text near an evaluation text, by the text's position."""
+    return {line["row"]: line for line in contaminated(texts, eval_texts).to_pylist()}
 
 
 def contaminated(

@@ -80,5 +80,5 @@ def stop() -> None:
     from ray import serve
 
     serve.shutdown()
-    if not os.environ.get("RAY_ADDRESS"):
+    if not own_ray.joins():
         ray.shutdown()
