@@ -119,7 +119,8 @@ def prepare(root: str) -> None:
 
 
 def make_run(root: str, url: str, stall_s: float) -> Run:
-    options = (("url", url), ("timeout_s", 20.0), ("patience_s", 150.0), ("stall_s", min(stall_s, 60.0)))
+    model_stall = min(stall_s / 2, 60.0)  # well before the step's, so that it is the model that is told to stand still
+    options = (("url", url), ("timeout_s", 20.0), ("patience_s", 150.0), ("stall_s", model_stall))
     model = Model("openai", "scripted", "instruct", options=options)
     roles = {"writer": model, "judge": model}  # one process, as where a recipe binds two roles to one model
     return Run(  # no request cache: every call is to reach the endpoint, where it is counted
