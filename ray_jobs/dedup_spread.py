@@ -35,7 +35,7 @@ def spread(
     near = lines(each(rows, found_near, held=held, decontaminate=decontaminate)) if held else []
     gone = pa.array([line["parent_id"] for line in near], pa.string())
     clean = each(rows, without, ids=gone) if near else rows
-    parts = max(8, -(-prompts.rows // PARTITION))
+    parts = max(2, -(-prompts.rows // PARTITION))
     result = deduplicate_dataset(
         clean, work.config.dedup, "text", "intended", "pair_id", "source", partitions=parts
     )
