@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_jobs.dedup_spread import spread
 from ray_jobs.engine import Failure
 from ray_jobs.files import Import, import_file, read_table, readable
 from ray_jobs.seeds import PROMPT
@@ -31,6 +32,7 @@ from synth.survivors import DUPLICATES as PAIR_DUPLICATES
 
 DUPLICATES = table_schema([pa.field("row", pa.string()), *(f for f in PAIR_DUPLICATES if f.name != "id")])
 CONFLICTS = table_schema([pa.field("row", pa.string()), *(f for f in PAIR_CONFLICTS if f.name != "id")])
+COLUMNS = [name for name in PROMPT.names if name != "digest"]
 CONTAMINATED = table_schema(
     [
         pa.field("text", pa.string()),
@@ -44,12 +46,15 @@ CONTAMINATED = table_schema(
 @dataclass(frozen=True)
 class DedupJobConfig:
     """`against_gold`: drop rows near the gold rows held out for evaluation; `evaluations`: and those near these
-    registered evaluation sets; `semantic`: a second pass over embeddings (role `embedder`), at dedup.semantic."""
+    registered evaluation sets; `semantic`: a second pass over embeddings (role `embedder`), at dedup.semantic. Above
+    `in_one` prompts the same work is spread over Ray (dedup_spread), but for the semantic pass, which one process does.
+    """
 
     dedup: dedup.DedupConfig = dedup.DedupConfig(prefer=("seed", "pair", "import"))
     against_gold: bool = True
     evaluations: tuple[Import, ...] = ()
     semantic: bool = False
+    in_one: int = field(default=1_000_000, metadata={"identity": False})
 
 
 def step(config: DedupJobConfig) -> Step:
@@ -66,12 +71,15 @@ def step(config: DedupJobConfig) -> Step:
 
 def run(work: Work) -> Output:
     """Drop what is near a held-out gold row, then near-duplicates. Of a row only what decides is held."""
+    gold = work.read("gold") if work.config.against_gold else None
+    held = held_out(gold, work.config.evaluations)
+    if work.versions["prompts"].rows > work.config.in_one and not work.config.semantic:
+        return spread(work, held, decontaminate, audited, COLUMNS)
     table = work.read("prompts", columns=["id", "group_id", "text", "intended", "pair_id", "source"])
     read = table.num_rows
     table = table.append_column("at", pa.array(np.arange(read)))
     near: list[dict[str, Any]] = []
-    gold = work.read("gold") if work.config.against_gold else None
-    for name, texts in held_out(gold, work.config.evaluations).items():
+    for name, texts in held.items():
         table, found = decontaminate(table, name, texts)
         near += found
     result = dedup.deduplicate(
@@ -88,10 +96,14 @@ def run(work: Work) -> Output:
     removed = pa.concat_tables([result.duplicates.select(["id"]), result.conflicts.select(["id"])])
     named = table.filter(pc.is_in(table["id"].cast(pa.string()), pc.unique(removed["id"])))
     groups = dict(zip(named["id"].to_pylist(), named["group_id"].to_pylist(), strict=True))
+    pairs = [
+        one.append_column("group_id", pa.array([groups[row] for row in one["id"].to_pylist()], pa.string()))
+        for one in (result.duplicates, result.conflicts)
+    ]
     tables: dict[str, Rows | Iterator[Rows]] = {
         "deduped": kept(work, stays),
-        "duplicates": audited(result.duplicates, "duplicate", groups),
-        "conflicts": audited(result.conflicts, "conflict", groups),
+        "duplicates": audited(pairs[0], "duplicate"),
+        "conflicts": audited(pairs[1], "conflict"),
         "contaminated": near,
     }
     dropped = Counter({
@@ -102,8 +114,8 @@ def run(work: Work) -> Output:
 
 def kept(work: Work, stays: np.ndarray) -> Iterator[pa.Table]:
     """The rows that stay, whole, as they are read once more."""
-    columns, first = [name for name in PROMPT.names if name != "digest"], 0
-    for batch in work.store.batches(work.versions["prompts"].ref, columns=columns):
+    first = 0
+    for batch in work.store.batches(work.versions["prompts"].ref, columns=COLUMNS):
         yield pa.table(batch).filter(pa.array(stays[first : first + batch.num_rows]))
         first += batch.num_rows
 
@@ -115,13 +127,12 @@ def vectors(work: Work, texts: list[str]) -> np.ndarray:
     return np.stack([np.zeros(size) if isinstance(one, Failure) else np.asarray(one) for one in found])
 
 
-def audited(pairs: pa.Table, kind: str, groups: dict[str, str]) -> list[dict[str, Any]]:
-    """Pairs as rows of a side table: `row` is the removed (or disputed) prompt."""
+def audited(pairs: pa.Table, kind: str) -> list[dict[str, Any]]:
+    """Pairs with their rows' groups as rows of a side table: `row` is the removed (or disputed) prompt."""
     rows = []
-    for number, pair in enumerate(pairs.to_pylist()):
-        row = pair.pop("id")
-        common = {"id": row_id(row, kind, number), "parent_id": row, "group_id": groups[row], "row": row}
-        rows.append(common | pair)
+    for pair in pairs.to_pylist():
+        row, other = pair.pop("id"), pair.get("kept_id") or pair.get("other_id")
+        rows.append({"id": row_id(row, kind, other), "parent_id": row, "row": row} | pair)
     return rows
 
 

@@ -120,7 +120,8 @@ def collapse(table: pa.Table) -> pa.Table:
 
 def copy_edges(table: pa.Table) -> pa.Table:
     """Edges from collapsed rows to the first of them; twins get none."""
-    twins = pc.equal(pc.fill_null(table["pair"], ""), pc.fill_null(table["pair_of"], "-"))
+    pair = pc.fill_null(table["pair"], "")
+    twins = pc.and_(pc.equal(pair, pc.fill_null(table["pair_of"], "")), pc.not_equal(pair, ""))
     copy = pc.and_not(pc.and_(pc.not_equal(table["id"], table["copy_of"]), table["own"]), twins)
     table = table.filter(copy)
     count = len(table)

@@ -40,7 +40,7 @@ def corpus(size):
             "id": f"r{rng.randrange(size * 20):06d}",
             "text": " ".join(text),
             "intended": rng.choice(["Safe", "Safe", "Unsafe", None]),
-            "pair_id": f"p{rng.randrange(size // 3)}" if number % 5 == 0 else None,
+            "pair_id": f"p{rng.randrange(size // 3)}" if number % 5 == 0 else rng.choice([None, ""]),
             "source": rng.choice(["human", "model"]),
         })  # fmt: skip
     return [*rows, *({"id": f"e{i}", "text": t} for i, t in enumerate(["", "...", None])), *rows[:4]]
