@@ -57,6 +57,10 @@ class Here:
     def __init__(self, roles: dict[str, Model]) -> None:
         self.roles, self.clients, self.fullness = roles, dict[str, Any](), Fullness()
 
+    def open(self, *roles: str) -> None:
+        for role in roles:
+            self.get(role)
+
     def get(self, role: str) -> Any:
         if role not in self.clients:
             self.clients[role] = self._load(self.roles[role], role)

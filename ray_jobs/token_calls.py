@@ -45,9 +45,13 @@ class Search:
 Draw = tuple[Search, Request]
 
 
+def rollout_roles(work: Work) -> list[str]:
+    return sorted(role for role in work.engines.roles if role == "rollout" or role.startswith("rollout-"))
+
+
 def rollouts(work: Work, draws: list[Draw]) -> list[Completion | Failure]:
     """One continuation per draw; the draws of a prefix go round the bound rollout models."""
-    roles = sorted(r for r in work.engines.roles if r == "rollout" or r.startswith("rollout-"))
+    roles = rollout_roles(work)
     found: list[Any] = [None] * len(draws)
     for number, role in enumerate(roles):
         mine = [i for i, (_, request) in enumerate(draws) if request.draw % len(roles) == number]

@@ -24,7 +24,7 @@ from label.rollout_plan import Plan, Rates
 from label.rollout_state import FAILED, GUARD, JUDGE, ROLLOUT, Request, Result, State, from_bytes, to_bytes
 from ray_jobs.engine import Failure
 from ray_jobs.step import Work
-from ray_jobs.token_calls import Search, guard_verdicts, judge, rollouts
+from ray_jobs.token_calls import Search, guard_verdicts, judge, rollout_roles, rollouts
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def advance(
     work: Work, searches: list[Search], ledger: Ledger, told: Callable[[Wave], None] = lambda wave: None
 ) -> None:
     """Advance all searches until each has an outcome; `told` hears of every wave once it is recorded."""
+    if any(not search.state.done for search in searches):
+        work.engines.open(*rollout_roles(work), "guard", "judge")
     while True:
         still = [search for search in searches if not search.state.done]
         window = 1 if len(still) >= work.config.batch else 0

@@ -184,8 +184,7 @@ def _records(
             yield run_unit(step, pending[0], work)
             bar.advance()
             return
-        for role in work.engines.roles:
-            work.engines.get(role)
+        work.engines.open(*work.engines.roles)
         for record in _run_on_ray(step, pending, work, step.cpus or run.unit_cpus):
             bar.advance()
             watch.finished(record["identity"])

@@ -119,7 +119,7 @@ def prepare(root: str) -> None:
 
 
 def make_run(root: str, url: str, stall_s: float) -> Run:
-    model_stall = min(stall_s / 2, 60.0)  # well before the step's, so that it is the model that is told to stand still
+    model_stall = min(stall_s / 2, 60.0)  # before the step's: it is the model that is to be named
     options = (("url", url), ("timeout_s", 20.0), ("patience_s", 150.0), ("stall_s", model_stall))
     model = Model("openai", "scripted", "instruct", options=options)
     roles = {"writer": model, "judge": model}  # one process, as where a recipe binds two roles to one model
