@@ -20,7 +20,7 @@ from ray_jobs.step import Cut, Output, Step, Work
 from ray_jobs.store import table_schema
 from ray_jobs.synthesis import TEMPLATES, Synthesis, templates_of
 from synth.policy import Policy
-from synth.prompts import Filters
+from synth.prompt_filters import Filters
 
 REJECTED = table_schema(
     [

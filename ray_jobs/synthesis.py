@@ -14,6 +14,7 @@ from ray_jobs.step import Failed, Work
 from ray_jobs.voters import embedded
 from synth.ids import row_id, seed_for
 from synth.policy import Leaf, Policy, render
+from synth.prompt_filters import Taken, bigrams, first_line, rejection
 from synth.prompts import (
     CONTRASTIVE,
     KEYWORD,
@@ -22,16 +23,12 @@ from synth.prompts import (
     STYLE,
     Ask,
     Source,
-    Taken,
     ask_contrast,
     ask_follow_up,
     ask_keyword,
     ask_self_instruct,
     ask_style,
-    bigrams,
-    first_line,
     openings,
-    rejection,
 )
 
 # For a role that chats, and for one that only continues a text.

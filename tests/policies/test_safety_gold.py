@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from synth.decontaminate import contaminated
 from synth.policy import GoldRow, Policy, load_gold, load_policy
 from synth.policy_lint import texts_of
-from synth.prompts import bigrams, similarity
+from synth.prompt_filters import bigrams, similarity
 
 SPACED = {"en", "es", "ru", "de", "fr"}
 SCRIPTS = {"zh": "\u4e00-\u9fff", "ar": "\u0600-\u06ff", "ru": "\u0400-\u04ff", "ko": "\uac00-\ud7af"}

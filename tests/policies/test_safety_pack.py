@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from synth.policy import Leaf, Policy, load_policy
-from synth.prompts import Filters, bigrams, edit_similarity, similarity, twin_rejection, words
+from synth.prompt_filters import Filters, bigrams, edit_similarity, similarity, twin_rejection, words
 from synth.templates import FIELDS, render
 
 CATEGORIES = {

@@ -8,6 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth.policy import Policy, load_policy
+from synth.prompt_filters import (
+    Filters,
+    Taken,
+    bigrams,
+    edit_similarity,
+    first_line,
+    rejection,
+    similarity,
+    words,
+    wrong_language,
+)
 from synth.prompts import (
     CONTRASTIVE,
     KEYWORD,
@@ -15,23 +26,14 @@ from synth.prompts import (
     SELF_INSTRUCT,
     STYLE,
     Ask,
-    Filters,
     Source,
-    Taken,
     ask_contrast,
     ask_follow_up,
     ask_keyword,
     ask_self_instruct,
     ask_style,
-    bigrams,
     draw_shots,
-    edit_similarity,
-    first_line,
     openings,
-    rejection,
-    similarity,
-    words,
-    wrong_language,
 )
 
 FILTERS = Filters()
