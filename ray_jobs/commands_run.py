@@ -61,7 +61,7 @@ def summary(store: Store, versions: dict) -> list[str]:  # type: ignore[type-arg
     for guard in ("gen_guard", "stream_guard"):
         if guard in versions:
             row = next(r for r in store.read(versions[guard].ref).to_pylist() if r["name"] == "guard")
-            lines.append(f"{guard}: {Path(store.root) / row['uri']}")
+            lines.append(f"{guard}: {store.root}/{row['uri']}")
     if "evaluation" in versions:
         lines.append("F1 of the violating class on gold rows that no step has seen, with 95 % intervals:")
         rows = store.read(versions["evaluation"].ref).to_pylist()
@@ -73,7 +73,7 @@ def summary(store: Store, versions: dict) -> list[str]:  # type: ignore[type-arg
             )
     if "report" in versions:
         row = store.read(versions["report"].ref).to_pylist()[0]
-        lines.append(f"Report: {Path(store.root) / row['uri'] / 'report.html'}")
+        lines.append(f"Report: {store.root}/{row['uri']}/report.html")
     return lines
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_jobs.commands_run import summary
 from ray_jobs.store import Busy, Provenance, Store, StoreError, lock, table_schema, tables, verify_pull
 from synth.errors import BadInput
 
@@ -43,6 +44,16 @@ def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
         monkeypatch.setenv(name, value)
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
     return Store(f"s3://bucket/{tmp_path.name}")
+
+
+def test_the_places_a_run_names_are_addresses_in_the_bucket(store: Store):
+    row = {"id": "r", "parent_id": "", "group_id": "", "uri": "artifacts/report/x"}
+    schema = table_schema([pa.field("uri", pa.string())])
+    table = pa.Table.from_pylist([row])
+    found = store.commit(
+        "report", schema, store.write_fragments("report", table, schema), Provenance("report", "1")
+    )
+    assert summary(store, {"report": found})[-1] == f"Report: {store.root}/artifacts/report/x/report.html"
 
 
 def test_versions_tags_diff_lineage_and_cleanup(store: Store):
