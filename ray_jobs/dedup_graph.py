@@ -1,7 +1,8 @@
 """Deduplication of a dataset that no single process should hold, on Ray Data: the same result as
 `synth.dedup`.
 
-The story, each arrow a repartition by the key named (what a block then does is in dedup_blocks.py): rows → by
+The story, each arrow a repartition by the key named (what a block then does is in dedup_blocks.py
+and dedup_clusters.py): rows → by
 id: repeated ids → shingles, keys and sketches → by set: exact copies → one line per band → by key: what
 shares a bucket → candidate pairs → by pair: each once → with both sets: verified edges → large-star and
 small-star rounds by node (Kiveris et al. 2014) until nothing changes → by cluster: survivors and the record
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_jobs import dedup_blocks as blocks
+from ray_jobs import dedup_clusters as clusters
 from synth.near import DedupConfig, row_similarity
 from synth.survivors import DUPLICATES, SAME_ID
 
@@ -141,14 +143,14 @@ class Graph:
     def clusters(self, merges: Dataset) -> Dataset:
         """Every row that has an edge and the smallest row of its component, by rounds of large-star and
         small-star."""
-        stars = self.each(merges, blocks.contract).materialize()
+        stars = self.each(merges, clusters.contract).materialize()
         if stars.count() <= self.small:
             edges = stars.rename_columns({"id": "a", "cluster": "b"}).repartition(1)
-            return self.each(edges, blocks.contract).materialize()
+            return self.each(edges, clusters.contract).materialize()
         before = None
         for _ in range(MAX_ROUNDS):
-            stars = self.by(self.each(stars, blocks.both_ways), ["id"], blocks.star, small=False)
-            stars = self.by(stars, ["id"], blocks.star, small=True).materialize()
+            stars = self.by(self.each(stars, clusters.both_ways), ["id"], clusters.star, small=False)
+            stars = self.by(stars, ["id"], clusters.star, small=True).materialize()
             if (now := _checksum(stars)) == before:
                 return stars
             before = now
@@ -161,14 +163,14 @@ class Graph:
         rows = self.join(unique, members, ["id"])
         paired = self.each(unique, _paired).materialize()
         if paired.count():
-            twins = self.by(paired, ["pair"], blocks.twins, config=self.config).materialize()
+            twins = self.by(paired, ["pair"], clusters.twins, config=self.config).materialize()
             rows = self.join(rows, twins, ["id"], "left_outer") if twins.count() else rows
         ends = merges.select_columns(["a", "b", "similarity", "band"]).rename_columns({"a": "id"})
         edges = self.join(ends, members, ["id"])
-        together = self.each(rows, blocks.shaped, schema=blocks.MEMBERS).union(
-            self.each(edges, blocks.shaped, schema=blocks.MEMBERS)
+        together = self.each(rows, blocks.shaped, schema=clusters.MEMBERS).union(
+            self.each(edges, blocks.shaped, schema=clusters.MEMBERS)
         )
-        return self.by(together, ["cluster"], blocks.conclude, config=self.config)
+        return self.by(together, ["cluster"], clusters.conclude, config=self.config)
 
     def repeats(self, repeats: Dataset, unique: Dataset, duplicates: Dataset) -> Dataset:
         """Lines for rows whose id stood already: kept in their place is what is kept in the place of the
@@ -197,7 +199,7 @@ def _columns(table: pa.Table, names: list[str], schema: pa.Schema) -> pa.Table:
 
 def _roots(table: pa.Table) -> pa.Table:
     return pa.table(
-        {"id": table["cluster"].unique(), "cluster": table["cluster"].unique()}, schema=blocks.STARS
+        {"id": table["cluster"].unique(), "cluster": table["cluster"].unique()}, schema=clusters.STARS
     )
 
 

@@ -20,7 +20,8 @@ from label.token_labels import ANSWER, THINKING
 from ray_jobs.files import column, text_column
 from ray_jobs.step import Output, Run, StepFailed, Work
 from ray_jobs.step.definition import recipe_of
-from ray_jobs.token_labels import COSTS, EVIDENCE, TokenLabelsConfig, label_rows, parts, step
+from ray_jobs.token_labels import TokenLabelsConfig, label_rows, parts, step
+from ray_jobs.token_tables import COSTS, EVIDENCE
 from ray_jobs.token_waves import Wave
 from synth.errors import BadInput
 from synth.ids import row_id, stable_hash

@@ -5,7 +5,7 @@ import pytest
 from ray_jobs.cli import main
 from ray_jobs.commands_tokens import marked, visible
 from ray_jobs.store import Store
-from ray_jobs.token_labels import COSTS, TOKEN_CHECKS, TOKEN_LABELS
+from ray_jobs.token_tables import COSTS, TOKEN_CHECKS, TOKEN_LABELS
 
 
 def row(response: str, onset: int | None, **more) -> dict:

@@ -20,7 +20,7 @@ from ray_jobs.review_files import export_labels, export_rows, import_labels
 from ray_jobs.review_server import application
 from ray_jobs.seeds import PROMPT
 from ray_jobs.step.plan import plan
-from ray_jobs.token_labels import TOKEN_LABELS
+from ray_jobs.token_tables import TOKEN_LABELS
 from ray_jobs.translations import REJECTED
 from ray_jobs.voters import BALLOT
 from ray_jobs.votes import SAMPLE

@@ -36,7 +36,7 @@ from ray_jobs.step import Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT
 from ray_jobs.step.units import write_output
 from ray_jobs.store import Provenance, Store, TableVersion
-from ray_jobs.token_labels import TOKEN_LABELS
+from ray_jobs.token_tables import TOKEN_LABELS
 from ray_jobs.votes import SAMPLE
 from synth.ids import row_id, stable_hash
 from synth.policy import READINGS, Policy, load_policy

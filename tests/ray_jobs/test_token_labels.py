@@ -11,7 +11,8 @@ from label.rollout_state import from_bytes
 from ray_jobs import token_labels
 from ray_jobs.engine import Completion, Failure, Model, Scores
 from ray_jobs.store import Store
-from ray_jobs.token_labels import TOKEN_LABELS, TokenLabelsConfig
+from ray_jobs.token_labels import TokenLabelsConfig
+from ray_jobs.token_tables import TOKEN_LABELS
 from ray_jobs.votes import SAMPLE
 
 ROLES = {
