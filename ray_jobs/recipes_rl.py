@@ -20,8 +20,13 @@ SHORT = Sampling(max_tokens=32, temperature=1.0, top_p=1.0, top_k=0)
 LONG = Sampling(max_tokens=1024, temperature=1.0, top_p=1.0, top_k=0)
 FULL = JudgeConfig(template="moderation_full")
 
-LOCAL_PROMPTS = RLPromptsConfig(limit=80, sampling=SHORT)
+BY_RULE = JudgeConfig(
+    refusals="rule"
+)  # guards this small hold the severity, but not always the form of an answer
+
+LOCAL_PROMPTS = RLPromptsConfig(limit=80, sampling=SHORT, judge=BY_RULE)
 LOCAL_TRAINING = RLJobConfig(
+    judge=BY_RULE,
     steps=40,
     batch=16,
     reuse=2,
@@ -32,10 +37,12 @@ LOCAL_TRAINING = RLJobConfig(
     workers=1,
     cpus=2,
 )
-LOCAL_EVALUATION = RLEvaluationConfig(limit=60, sampling=SHORT)
-TINY_PROMPTS = RLPromptsConfig(samples=4, limit=16, test_share=0.4, sampling=replace(SHORT, max_tokens=16))
+LOCAL_EVALUATION = RLEvaluationConfig(limit=60, sampling=SHORT, judge=BY_RULE)
+TINY_PROMPTS = replace(
+    LOCAL_PROMPTS, samples=4, limit=16, test_share=0.4, sampling=replace(SHORT, max_tokens=16)
+)
 TINY_TRAINING = replace(LOCAL_TRAINING, steps=4, batch=8, group=4, max_tokens=16, checkpoint_steps=2)
-TINY_EVALUATION = RLEvaluationConfig(limit=8, sampling=replace(SHORT, max_tokens=16))
+TINY_EVALUATION = replace(LOCAL_EVALUATION, limit=8, sampling=replace(SHORT, max_tokens=16))
 SCALE_PROMPTS = RLPromptsConfig(thinking=(True, False), languages=("en", "zh"), sampling=LONG, judge=FULL)
 SCALE_EVALUATION = RLEvaluationConfig(limit=2000, sampling=LONG, judge=FULL)
 # two of the report's four; the others have harnesses of their own (docs/rl.md)

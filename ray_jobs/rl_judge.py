@@ -3,7 +3,8 @@
 Guard (any role that judges): a fitted head and a streaming guard give their most probable severity; any other model is
 asked for the verdict in words, greedily, as the guards are. What cannot be read is an abstention. Streaming guards say
 nothing on refusal, and a head may not either: `refusals="rule"` then reads refusals off the answer's opening words
-(synth.responses); "guard" leaves them unknown, which the hybrid reward refuses.
+(synth.responses); "guard" leaves them unknown, which the hybrid reward refuses. With the rule a generative guard
+needs no words either: its severity is the most probable label, so that a small one that loses the form still judges.
 
 Helpfulness (role `reward`): a sequence-classification reward model with one output. Where no reward model is at hand an
 embedder stands in for it, with the *relevance* of an answer: 10 x (cosine of prompt and answer - share of the answer's
@@ -51,8 +52,10 @@ def verdicts(
     policy: Policy, client: Client, conversations: Sequence[Conversation], config: JudgeConfig
 ) -> list[Verdict | None]:
     """A guard's verdict on the last turn of each conversation (an answer), None where it abstains."""
-    ask = {"head": _by_head, "stream_guard": _by_tokens}.get(client.model.kind, _in_words)
-    told = ask(policy, client, conversations, config)
+    known = {"head": _by_head, "stream_guard": _by_tokens}
+    if config.refusals == "rule":
+        known["gen_guard"] = _by_labels
+    told = known.get(client.model.kind, _in_words)(policy, client, conversations, config)
     if config.refusals == "guard":
         return told
     return [
@@ -89,13 +92,30 @@ def _by_tokens(
     ]
 
 
-def _in_words(
+def _by_labels(
     policy: Policy, client: Client, conversations: Sequence[Conversation], config: JudgeConfig
 ) -> list[Verdict | None]:
-    prompts: list[Any] = [
+    prompts = _asked(policy, conversations, config)
+    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    return [
+        None
+        if isinstance(found, Failure)
+        else Verdict(policy.severity_names[int(np.argmax(found.probabilities))])
+        for found in client.score(prompts, [labels] * len(prompts))
+    ]
+
+
+def _asked(policy: Policy, conversations: Sequence[Conversation], config: JudgeConfig) -> list[Any]:
+    return [
         [{"role": "user", "content": moderation_prompt(policy, "response", turns, config.template)}]
         for turns in conversations
     ]
+
+
+def _in_words(
+    policy: Policy, client: Client, conversations: Sequence[Conversation], config: JudgeConfig
+) -> list[Verdict | None]:
+    prompts = _asked(policy, conversations, config)
     return [
         None if isinstance(found, Failure) else parse_verdict(found.text, policy, "response")
         for found in client.generate(prompts, ANSWER, [0] * len(prompts))

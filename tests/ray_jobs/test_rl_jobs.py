@@ -266,6 +266,12 @@ def test_a_guard_that_speaks_in_riddles_abstains(safety):
     )
 
 
+def test_by_rule_a_generative_guard_judges_by_its_labels_and_needs_no_words(safety):
+    client = Client("gen_guard", score=[Scores((0.1, 0.2, 0.7), False, 1), Failure("gone")])
+    told = verdicts(safety, client, [TURNS, TURNS], JudgeConfig(refusals="rule"))
+    assert told == [Verdict("Unsafe", (), True), None]
+
+
 def test_helpfulness_is_a_reward_models_one_output_and_nan_where_it_failed():
     given = [np.array([3.5], np.float32), Failure("gone")]
     scores = helpfulness(Client("reward", embed=given), [TURNS, TURNS])
