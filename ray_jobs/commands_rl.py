@@ -40,6 +40,7 @@ def train_rl(options: argparse.Namespace) -> None:
 
     options.imports = options.evaluations = []
     recipe, policy, root = prepared(options)
+    recipe = replace(recipe, roles={**recipe.roles, **recipe.rl_roles})
     if options.circular:
         recipe = replace(recipe, rl_evaluation=replace(recipe.rl_evaluation, circular=True))
     if options.ability:

@@ -12,7 +12,7 @@ single_gpu, qwen3guard (ray_jobs.recipes_scale): public models on GPUs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from label.rollout_plan import Costs, Plan
 from ray_jobs.combiner import CombinerConfig
@@ -34,6 +34,7 @@ from ray_jobs.recipes_rl import (
     TINY_PROMPTS,
     TINY_TRAINING,
     local_roles,
+    tiny_rl_roles,
 )
 from ray_jobs.recipes_scale import qwen3guard, single_gpu
 from ray_jobs.report import ReportConfig
@@ -63,7 +64,8 @@ class Recipe:
     """One run of the mill. `error_budget`: the share of failed rows above which a step fails. `units`: into how many
     shares a step's work is cut; a crash costs those in flight. `request_cache_gb`: how much of the root may hold
     answers of models for later runs; 0 keeps none. `stall_s`: seconds after which a step that shows
-    no progress is ended; longer than its longest unit and than a node takes to start."""
+    no progress is ended; longer than its longest unit and than a node takes to start. `rl_roles`: who plays a role in
+    `train rl`, where that differs from `roles`."""
 
     name: str
     policy: str
@@ -96,6 +98,7 @@ class Recipe:
     rl_policy: RLJobConfig = LOCAL_TRAINING
     rl_evaluation: RLEvaluationConfig = LOCAL_EVALUATION
     rl_ability: RLAbilityConfig = RLAbilityConfig()
+    rl_roles: Mapping[str, Model] = field(default_factory=dict)
 
 
 def local() -> Recipe:
@@ -193,6 +196,7 @@ def tiny() -> Recipe:
         rl_policy=TINY_TRAINING,
         rl_evaluation=TINY_EVALUATION,
         rl_ability=RLAbilityConfig(limit=8),
+        rl_roles=tiny_rl_roles(),
     )
 
 

@@ -68,6 +68,16 @@ def local_roles() -> dict[str, Model]:
     }
 
 
+def tiny_rl_roles() -> dict[str, Model]:
+    """Of tiny's guards, trained on a few dozen rows, each has one answer to everything: a voter's head rewards instead."""
+    other = Model("local", "@voters/char_ngrams", "head")
+    return {
+        "guard": Model("local", "@voters/embed", "head"),
+        "safety_judge-1": other,
+        "safety_judge-2": other,
+    }
+
+
 def scale_roles(policy: Model, judge: Model) -> dict[str, Model]:
     """`policy` (on vLLM) is trained; `judge`, a large instruct model, is asked for its verdict in words."""
     return {
