@@ -69,7 +69,7 @@ def local_roles() -> dict[str, Model]:
 
 
 def tiny_rl_roles() -> dict[str, Model]:
-    """Of tiny's guards, trained on a few dozen rows, each has one answer to everything: a voter's head rewards instead."""
+    """Each of tiny's guards, trained on a few dozen rows, has one answer to everything: a voter's head rewards."""
     other = Model("local", "@voters/char_ngrams", "head")
     return {
         "guard": Model("local", "@voters/embed", "head"),
