@@ -64,7 +64,7 @@ def fit_guard(work: Work, searches: list[Search], folder: Path) -> Model:
         turn, last = turn_of(search), len(search.prefixes) - 1
         places = {round(i) for i in np.linspace(0, turn - 1, BEFORE)}
         places |= {round(i) for i in np.linspace(turn + 1, last, BEHIND)}
-        cuts += [(search, Request(ROLLOUT, i, OTHER_DRAW)) for i in sorted(places)]
+        cuts += [(search, Request(ROLLOUT, i, OTHER_DRAW)) for i in sorted(places) if 0 <= i <= last]
     rows: list[dict[str, Any]] = []
     for (search, request), done in zip(cuts, rollouts(work, cuts), strict=True):
         assert not isinstance(done, Failure), done
