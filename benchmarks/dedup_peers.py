@@ -227,7 +227,7 @@ NEEDS = {
     "daft": ["daft==0.7.26", "numpy", "pyarrow"],
     "datatrove": ["datatrove[io,processing]==0.10.1", "xxhash", "spacy"],
     "text-dedup": ["text-dedup==0.4.0"],
-    "data-juicer": ["py-data-juicer"],
+    "data-juicer": ["py-data-juicer", "aiohttp"],  # which it imports and does not ask for
 }
 
 
