@@ -42,6 +42,11 @@ def has_refusal_line(policy: Policy, side: str) -> bool:
     return policy.refusal and side == "response"
 
 
+def severity_answers(policy: Policy) -> tuple[str, ...]:
+    """The first line of an answer for each severity, in the policy's order: what `score` weighs."""
+    return tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+
+
 def _side_categories(policy: Policy, side: str) -> dict[str, str]:
     if side not in policy.sides:
         raise BadInput(f"{policy.source}: the policy has no side '{side}' (it has {', '.join(policy.sides)})")

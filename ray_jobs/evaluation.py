@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from label.scores import score, token_severity, violations
-from label.verdict import moderation_prompt
+from label.verdict import moderation_prompt, severity_answers
 from ray_jobs.engine import Failure
 from ray_jobs.step import Failed, Output, Step, Work
 from ray_jobs.store import table_schema
@@ -93,7 +93,7 @@ def ask_gen(
         turns = conversation(row["side"], row["prompt"], row["history"], row["response"], row["thinking"])
         text = moderation_prompt(policy, row["side"], turns, work.config.template)
         prompts.append([{"role": "user", "content": text}])
-    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    labels = severity_answers(policy)
     answers = work.engines.get(system).score(prompts, [labels] * len(prompts))
     told = {}
     for row, answer in zip(rows, answers, strict=True):

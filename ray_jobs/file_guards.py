@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from label.scores import debounced, token_severity
-from label.verdict import moderation_prompt, parse_verdict
+from label.verdict import moderation_prompt, parse_verdict, severity_answers
 from ray_jobs.engine.calls import Failure, Model, Sampling
 from ray_jobs.eval_formats import EvalRow
 from synth.errors import BadInput
@@ -180,7 +180,7 @@ def _gen(model: Any, checkpoint: Checkpoint, rows: list[EvalRow], answers: bool)
         ]
         for row in rows
     ]
-    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    labels = severity_answers(policy)
     told: Judged = [
         found if isinstance(found, Failure) else gen_judgement(policy, found.probabilities)
         for found in model.score(prompts, [labels] * len(rows))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from label.scores import debounced, token_severity
-from label.verdict import Verdict, moderation_prompt, parse_verdict, render_conversation
+from label.verdict import Verdict, moderation_prompt, parse_verdict, render_conversation, severity_answers
 from ray_jobs.engine.calls import Failure, Sampling
 from ray_jobs.stream_guard import label_maps
 from synth.errors import BadInput
@@ -96,7 +96,7 @@ def _by_labels(
     policy: Policy, client: Client, conversations: Sequence[Conversation], config: JudgeConfig
 ) -> list[Verdict | None]:
     prompts = _asked(policy, conversations, config)
-    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    labels = severity_answers(policy)
     return [
         None
         if isinstance(found, Failure)

@@ -11,7 +11,7 @@ from typing import Any
 
 from label.rollout_state import Request, State
 from label.token_labels import THINKING, Part, Prefixes, agreeing, join
-from label.verdict import moderation_prompt, render_conversation
+from label.verdict import moderation_prompt, render_conversation, severity_answers
 from ray_jobs.engine import Completion, Failure
 from ray_jobs.step import Work
 from ray_jobs.voters import conversation, item_text
@@ -99,7 +99,7 @@ def guard_verdicts(
         recycles = search.state.plan.mode == "recycle"
         agrees = agreeing(search.prefixes, request.prefix, text) if recycles else 0
         told.append((False, done.completion_tokens, agrees, ""))
-    labels = tuple(f"{policy.answer_key}: {name}" for name in policy.severity_names)
+    labels = severity_answers(policy)
     scores = iter(work.engines.get("guard").score(prompts, [labels] * len(prompts)) if prompts else ())
     for i, (_, tokens, agrees, problem) in enumerate(told):
         if not problem:
