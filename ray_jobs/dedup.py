@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_jobs.dedup_spread import spread
+from ray_jobs.dedup_spread import DECIDING, spread
 from ray_jobs.engine import Failure
 from ray_jobs.files import Import, import_file, read_table, readable
 from ray_jobs.seeds import PROMPT
@@ -75,7 +75,7 @@ def run(work: Work) -> Output:
     held = held_out(gold, work.config.evaluations)
     if work.versions["prompts"].rows > work.config.in_one and not work.config.semantic:
         return spread(work, held, decontaminate, audited, COLUMNS)
-    table = work.read("prompts", columns=["id", "group_id", "text", "intended", "pair_id", "source"])
+    table = work.read("prompts", columns=DECIDING)
     read = table.num_rows
     table = table.append_column("at", pa.array(np.arange(read)))
     near: list[dict[str, Any]] = []

@@ -69,20 +69,22 @@ def deduplicate_dataset(
         context.target_max_block_size = limit
 
 
+def each(data: Dataset, work: Callable[..., pa.Table], **how: Any) -> Dataset:
+    """`work` on every block."""
+    return data.map_batches(
+        work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, fn_kwargs=how
+    )
+
+
 class Graph:
     """The steps, with what they share."""
 
     def __init__(self, config: DedupConfig, partitions: int, small: int = SMALL) -> None:
         self.config, self.partitions, self.small = config, partitions, small
 
-    def each(self, data: Dataset, work: Callable[..., pa.Table], **how: Any) -> Dataset:
-        return data.map_batches(
-            work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, fn_kwargs=how
-        )
-
     def by(self, data: Dataset, keys: list[str], work: Callable[..., pa.Table], **how: Any) -> Dataset:
         """`work` on blocks that hold all lines of the keys in them."""
-        return self.each(data.repartition(self.partitions, keys=keys), work, **how)
+        return each(data.repartition(self.partitions, keys=keys), work, **how)
 
     def join(self, left: Dataset, right: Dataset, on: list[str], kind: str = "inner") -> Dataset:
         """Ray's join; neither side may be empty, as an empty dataset has lost its columns."""
@@ -90,31 +92,29 @@ class Graph:
         return left.join(right, kind, self.partitions, on=keys)
 
     def run(self, data: Dataset, names: tuple[str, str, str, str]) -> GraphResult:
-        rows = self.by(self.each(data, blocks.read, names=names), ["id"], blocks.mark_repeats).materialize()
-        unique = self.each(rows, _where, column="repeat", value=False)
-        signed = self.each(unique, blocks.sign_rows, config=self.config)
+        rows = self.by(each(data, blocks.read, names=names), ["id"], blocks.mark_repeats).materialize()
+        unique = each(rows, _where, column="repeat", value=False)
+        signed = each(unique, blocks.sign_rows, config=self.config)
         entries = self.by(signed, ["same"], blocks.collapse).materialize()
-        candidates = self.candidates(self.each(entries, _first_copies)).materialize()
-        edges = self.each(
-            self.with_ends(candidates, entries), blocks.verify, config=self.config
-        ).materialize()
-        copies = self.each(entries, blocks.copy_edges).materialize()
-        merges = self.each(edges, _where, column="merges", value=True).union(copies).materialize()
+        candidates = self.candidates(each(entries, _first_copies)).materialize()
+        edges = each(self.with_ends(candidates, entries), blocks.verify, config=self.config).materialize()
+        copies = each(entries, blocks.copy_edges).materialize()
+        merges = each(edges, _where, column="merges", value=True).union(copies).materialize()
         if merges.count():
             duplicates = self.removals(unique, merges, self.clusters(merges)).materialize()
         else:
-            duplicates = self.each(entries, _columns, names=[], schema=DUPLICATES).materialize()
+            duplicates = each(entries, _columns, names=[], schema=DUPLICATES).materialize()
         gone = duplicates.select_columns(["id"])
-        ids = self.each(unique, _columns, names=["id"], schema=pa.schema([("id", pa.string())]))
+        ids = each(unique, _columns, names=["id"], schema=pa.schema([("id", pa.string())]))
         kept = (
             self.join(ids, gone, ["id"], "left_anti").materialize()
             if duplicates.count()
             else ids.materialize()
         )
-        repeats = self.each(rows, _where, column="repeat", value=True).materialize()
+        repeats = each(rows, _where, column="repeat", value=True).materialize()
         if repeated := repeats.count():
             duplicates = duplicates.union(self.repeats(repeats, unique, duplicates)).materialize()
-        conflicts = self.each(edges, _conflicts).materialize()
+        conflicts = each(edges, _conflicts).materialize()
         counts = {
             "rows": rows.count(), "candidate_pairs": candidates.count(), "exact_copies": copies.count(),
             "kept": kept.count(), "removed": duplicates.count(), "repeated_ids": repeated,
@@ -124,9 +124,9 @@ class Graph:
 
     def candidates(self, entries: Dataset) -> Dataset:
         """Pairs of entries that meet in a bucket, each once."""
-        crowded = self.by(self.each(entries, blocks.explode), ["key"], blocks.crowded).materialize()
+        crowded = self.by(each(entries, blocks.explode), ["key"], blocks.crowded).materialize()
         if not crowded.count():
-            return self.each(entries, _columns, names=[], schema=blocks.CANDIDATES)
+            return each(entries, _columns, names=[], schema=blocks.CANDIDATES)
         known = entries.select_columns(["id", "n", "own", "label", "sketch"])
         pairs = self.by(self.join(crowded, known, ["id", "n"]), ["key"], blocks.meet, config=self.config)
         return self.by(pairs, ["a"], blocks.first_band)
@@ -143,13 +143,13 @@ class Graph:
     def clusters(self, merges: Dataset) -> Dataset:
         """Every row that has an edge and the smallest row of its component, by rounds of large-star and
         small-star."""
-        stars = self.each(merges, clusters.contract).materialize()
+        stars = each(merges, clusters.contract).materialize()
         if stars.count() <= self.small:
             edges = stars.rename_columns({"id": "a", "cluster": "b"}).repartition(1)
-            return self.each(edges, clusters.contract).materialize()
+            return each(edges, clusters.contract).materialize()
         before = None
         for _ in range(MAX_ROUNDS):
-            stars = self.by(self.each(stars, clusters.both_ways), ["id"], clusters.star, small=False)
+            stars = self.by(each(stars, clusters.both_ways), ["id"], clusters.star, small=False)
             stars = self.by(stars, ["id"], clusters.star, small=True).materialize()
             if (now := _checksum(stars)) == before:
                 return stars
@@ -158,31 +158,29 @@ class Graph:
 
     def removals(self, unique: Dataset, merges: Dataset, stars: Dataset) -> Dataset:
         """The rows of each cluster with its edges, judged in one place."""
-        roots = self.by(self.each(stars, _roots), ["id"], _distinct)
+        roots = self.by(each(stars, _roots), ["id"], _distinct)
         members = stars.union(roots).materialize()
         rows = self.join(unique, members, ["id"])
-        paired = self.each(unique, _paired).materialize()
+        paired = each(unique, _paired).materialize()
         if paired.count():
             twins = self.by(paired, ["pair"], clusters.twins, config=self.config).materialize()
             rows = self.join(rows, twins, ["id"], "left_outer") if twins.count() else rows
         ends = merges.select_columns(["a", "b", "similarity", "band"]).rename_columns({"a": "id"})
         edges = self.join(ends, members, ["id"])
-        together = self.each(rows, blocks.shaped, schema=clusters.MEMBERS).union(
-            self.each(edges, blocks.shaped, schema=clusters.MEMBERS)
+        together = each(rows, blocks.shaped, schema=clusters.MEMBERS).union(
+            each(edges, blocks.shaped, schema=clusters.MEMBERS)
         )
         return self.by(together, ["cluster"], clusters.conclude, config=self.config)
 
     def repeats(self, repeats: Dataset, unique: Dataset, duplicates: Dataset) -> Dataset:
         """Lines for rows whose id stood already: kept in their place is what is kept in the place of the
         first."""
-        known = self.each(
+        known = each(
             duplicates, blocks.shaped, schema=pa.schema([("id", blocks.TEXT), ("kept_id", blocks.TEXT)])
         )
-        found = self.each(
-            self.join(repeats, known, ["id"], "left_outer") if known.count() else repeats, _kept_id
-        )
+        found = each(self.join(repeats, known, ["id"], "left_outer") if known.count() else repeats, _kept_id)
         texts = unique.select_columns(["id", "text"]).rename_columns({"id": "kept_id", "text": "kept_text"})
-        return self.each(self.join(found, texts, ["kept_id"]), _repeated, config=self.config)
+        return each(self.join(found, texts, ["kept_id"]), _repeated, config=self.config)
 
 
 def _where(table: pa.Table, column: str, value: bool) -> pa.Table:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_jobs.dedup_graph import deduplicate_dataset
+from ray_jobs.dedup_graph import deduplicate_dataset, each
 from ray_jobs.step import Output, Work
 
 if TYPE_CHECKING:
@@ -66,12 +66,6 @@ def kept(work: Work, gone: pa.ChunkedArray, columns: list[str]) -> Iterator[pa.T
     """The rows that stay, whole, as they are read once more."""
     for batch in work.store.batches(work.versions["prompts"].ref, columns=columns):
         yield without(pa.table(batch), gone)
-
-
-def each(data: Dataset, work: Callable[..., pa.Table], **how: Any) -> Dataset:
-    return data.map_batches(
-        work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, fn_kwargs=how
-    )
 
 
 def tables(data: Dataset) -> Iterator[pa.Table]:
