@@ -84,6 +84,7 @@ def train(kind: str, rows: list[EvalRow], plan: Plan, options: Options, folder: 
         "backbone": str(locate(SMOLLM2)), "epochs": plan.epochs, "lr": plan.lr, "train_layers": options.layers,
         "batch_tokens": plan.batch_tokens, "max_length": plan.max_length, "class_balance": "sqrt",
         "patience": plan.epochs, "seed": options.seed, "bf16": options.full and on_gpu(),
+        "matmul": "highest" if on_gpu() else "medium",
     }  # fmt: skip
     config = (
         GenConfig(**common) if kind == "gen" else StreamConfig(**common, **label_maps(policy), inner_size=256)

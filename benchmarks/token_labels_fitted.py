@@ -76,7 +76,8 @@ def fit_guard(work: Work, searches: list[Search], folder: Path) -> Model:
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     given = {"template": work.config.template, "backbone": work.engines.roles["guard"].name, "layers": 4,
-             "epochs": 4, "lr": 1e-3, "batch-tokens": 1024, "policy": work.policy.id, "out": folder}  # fmt: skip
+             "epochs": 4, "lr": 1e-3, "batch-tokens": 1024, "policy": work.policy.id, "response": "response",
+             "out": folder}  # fmt: skip
     told = [f"--{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-m", "ray_jobs.cli", "train", "gen", str(data), *told, "--replace"]
     subprocess.run(command, check=True)

@@ -1,12 +1,12 @@
 """Votes into one label with a calibrated confidence, fitted on a small gold set (METHOD.md §2).
 
 Fitting compares the combiners of `combiners.py` by repeated cross-validation in which no group (a prompt,
-its twin, its translations) is on both sides, on the F1 of the violating class. The rule: highest mean F1
-over the repeats, rounded to three decimals; equal ones go to the earlier in the order majority, weighted,
-dawid_skene, stacked (weaker regularisation last). The chosen one's held-out confidences then choose and
-fit the calibration and the abstain band. Without gold there is the majority, flagged as uncalibrated, and
-nothing is known about its quality. Categories and refusal: most frequent answer, ties broken by the
-voters' calibrated weight.
+its twin, its translations) is on both sides, on the F1 of the violating class. The rule: of those whose F1 lies within
+one standard error of the highest (of the paired gap, bootstrapped over groups), the one whose calibrated held-out
+confidences have the lowest Brier score, since F1 does not see how sure a label is; equal ones go to the earlier in the
+order majority, weighted, dawid_skene, stacked (weaker regularisation last). Its calibration and abstain band come from
+the same held-out confidences. Without gold there is the majority, flagged as uncalibrated, and nothing is known about
+its quality. Categories and refusal: most frequent answer, ties broken by the voters' calibrated weight.
 """
 
 from collections.abc import Callable, Hashable, Sequence, Set
@@ -25,6 +25,7 @@ from label.calibration import (
     reliability,
 )
 from label.combiners import CombinerModel, Floats, Ints, Majority
+from label.compare import difference
 from synth.errors import BadInput
 
 Fit = Callable[[Floats, Ints], CombinerModel]
@@ -190,6 +191,16 @@ def violating_f1(labels: Ints, predicted: Ints, violating: NDArray[np.bool_]) ->
     return float(f1_score(violating[labels], violating[predicted], zero_division=0.0))
 
 
+def as_good(
+    posteriors: dict[str, Floats], means: dict[str, float], gold: Gold, violating: NDArray[np.bool_]
+) -> list[str]:
+    """The combiners that are not behind the one of the highest F1 by more than one standard error of the gap."""
+    truth, best = violating[gold.labels], max(means, key=lambda name: means[name])
+    said = {name: violating[posterior.argmax(axis=1)] for name, posterior in posteriors.items()}
+    gaps = {name: difference(truth, said[best], said[name], gold.groups, 200) for name in said}
+    return [name for name, gap in gaps.items() if means[best] - means[name] <= gap.standard_error]
+
+
 def fit_combiner(
     ballots: Ballots,
     gold: Gold | None,
@@ -217,15 +228,22 @@ def fit_combiner(
         for name, repeated in posteriors.items()
     }
     means = {name: round(float(np.mean(values)), 3) for name, values in scores.items()}
-    chosen = max(means, key=lambda name: means[name])
-    posterior = posteriors[chosen][0]
-    confidence, correct = posterior.max(axis=1), posterior.argmax(axis=1) == gold.labels
-    crossed = choose_calibration(confidence, correct, folds[0])
+    firsts = {name: repeated[0] for name, repeated in posteriors.items()}
+    calibrated = {
+        name: choose_calibration(
+            firsts[name].max(axis=1), firsts[name].argmax(axis=1) == gold.labels, folds[0]
+        )
+        for name in as_good(firsts, means, gold, flags)
+    }
+    brier = {name: round(min(one.brier.values()), 4) for name, one in calibrated.items()}
+    chosen = min(brier, key=lambda name: brier[name])
+    crossed, correct = calibrated[chosen], firsts[chosen].argmax(axis=1) == gold.labels
     threshold, reached = abstain_threshold(crossed.confidence, correct, target_precision)
     report = {
         "gold_rows": len(gold.ids),
         "chosen": chosen,
         "cv_f1": means,
+        "cv_brier": brier,
         "calibration": {"brier": crossed.brier, **calibration_error(crossed.confidence, correct)},
         "reliability": reliability(crossed.confidence, correct),
         "target_precision": target_precision,

@@ -53,7 +53,7 @@ def add_formats(one: Any) -> None:
     one.add_argument("--format", action="append", choices=FORMATS, metavar="FORMAT",
                      help=f"of all files, or once per file: {', '.join(FORMATS)}; default: plain")  # fmt: skip
     for name in COLUMNS:
-        given = {"prompt": "prompt", "label": "label"}.get(name, "")
+        given = {"prompt": "prompt", "response": None, "label": "label"}.get(name, "")
         one.add_argument(
             f"--{name}", default=given, metavar="COLUMN", help=f"plain files: the column of the {name}"
         )

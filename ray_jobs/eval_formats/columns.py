@@ -28,11 +28,12 @@ from synth.policy import Policy
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; "" for those a file lacks. With `response`, its responses are judged, else its prompts. `onset`
-    holds a character offset of the response, or a list of [start, end] spans."""
+    """Names of columns; "" for those a file lacks. With `response`, its responses are judged, with "" its prompts, and
+    with None its prompts too, unless it has a column of that name. `onset` holds a character offset of the response,
+    or a list of [start, end] spans."""
 
     prompt: str = "prompt"
-    response: str = ""
+    response: str | None = None
     label: str = "label"
     category: str = ""
     refusal: str = ""
@@ -45,6 +46,9 @@ class Columns:
 def plain(row: Mapping[str, Any], where: str, columns: Columns, policy: Policy) -> list[EvalRow] | str:
     """One row of a plain file. BadInput for a column that is not there, or a value that is none."""
     need(row, where, *(name for name in vars(columns).values() if name and name != columns.onset))
+    if columns.response is None and has(row, "response"):
+        told = "say --response response to take its responses, or --response '' to take its prompts"
+        raise BadInput(f"{where}: there is a column 'response': {told}")
     if not has(row, columns.label) and not (columns.refusal and has(row, columns.refusal)):
         return "the text carries no label"
     if columns.response and not has(row, columns.response):

@@ -21,12 +21,14 @@ from label.vote import (
     Ballots,
     Combiner,
     Gold,
+    as_good,
     check_gold,
     combine,
     combine_categories,
     combine_refusal,
     fit_combiner,
     group_folds,
+    violating_f1,
 )
 from synth.errors import BadInput
 
@@ -63,8 +65,9 @@ def fitted():
 
 def test_the_chosen_combiner_beats_the_majority_where_voters_differ_in_skill(fitted):
     _, _, combiner = fitted
-    scores = combiner.report["cv_f1"]
-    assert scores[combiner.report["chosen"]] == max(scores.values()) > scores["majority"] + 0.02
+    scores, brier = combiner.report["cv_f1"], combiner.report["cv_brier"]
+    assert scores[combiner.report["chosen"]] > scores["majority"] + 0.02
+    assert brier[combiner.report["chosen"]] == min(brier.values()) and "majority" not in brier
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 2000)
     fresh = panel(rng, labels, (0.85, 0.6, 0.6, 0.3, 0.3))
@@ -73,6 +76,33 @@ def test_the_chosen_combiner_beats_the_majority_where_voters_differ_in_skill(fit
     assert calibration_error(confidence, correct)["debiased"] < 0.06
     assert correct.mean() > 0.85
     assert not abstain.any() or correct[~abstain].mean() > correct.mean()
+
+
+def test_of_combiners_equal_in_f1_the_one_that_knows_how_sure_it_is_is_chosen():
+    rng = np.random.default_rng(5)
+    labels, sure = rng.integers(0, 3, 600), rng.choice((0.4, 0.95), 600)
+    said = np.where(rng.random(600) < sure, labels, (labels + rng.integers(1, 3, 600)) % 3)
+    alike = np.full((600, 3), 0.0) + ((1 - sure) / 2)[:, None]
+    alike[np.arange(600), said] = sure
+    combiner = fit_combiner(
+        Ballots(("a", "b"), SEVERITIES, np.stack([alike, alike], axis=1)), gold_of(labels), VIOLATING
+    )
+    scores, brier = combiner.report["cv_f1"], combiner.report["cv_brier"]
+    assert scores["dawid_skene"] == pytest.approx(scores[combiner.report["chosen"]], abs=0.02)
+    assert combiner.report["chosen"] != "dawid_skene" and brier["dawid_skene"] > min(brier.values()) + 0.02
+
+
+def test_a_combiner_that_is_behind_by_more_than_chance_is_not_as_good():
+    rng = np.random.default_rng(6)
+    labels = rng.integers(0, 3, 300)
+    said = {"best": labels.copy(), "nearly": labels.copy(), "guessing": rng.integers(0, 3, 300)}
+    mild = np.flatnonzero(labels == 0)
+    said["best"][mild[:20]] = said["nearly"][mild[20:41]] = 2
+    flags = np.array(VIOLATING)
+    means = {name: violating_f1(labels, one, flags) for name, one in said.items()}
+    assert means["best"] > means["nearly"] > means["guessing"]
+    posteriors = {name: np.eye(3)[one] for name, one in said.items()}
+    assert as_good(posteriors, means, gold_of(labels), flags) == ["best", "nearly"]
 
 
 def test_a_higher_target_precision_abstains_more_and_errs_less(fitted):

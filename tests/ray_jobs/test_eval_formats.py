@@ -292,6 +292,12 @@ def test_plain_files_name_their_columns_and_take_the_policys_severities(tmp_path
     assert read.left_out == {"the text carries no label": 1}
 
 
+def test_a_plain_file_with_responses_is_read_as_it_is_told_to_be(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"prompt": "a", "response": "b", "label": 1})
+    assert [row.side for row in read_file(path, "plain", Columns(response="response")).rows] == ["response"]
+    assert [row.side for row in read_file(path, "plain", Columns(response="")).rows] == ["prompt"]
+
+
 def test_plain_history_stands_before_the_prompt(tmp_path):
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     path = jsonl(tmp_path / "m.jsonl", {"prompt": "z", "label": "safe", "history": turns})
@@ -314,6 +320,12 @@ def test_plain_history_stands_before_the_prompt(tmp_path):
         ("rows.json", "aegis-2", "[1]", "holds no list of JSON objects"),
         ("rows.jsonl", "xstest", '{"prompt": "a", "label": "odd"}', r"column 'label' holds 'odd'; known are"),
         ("rows.jsonl", "plain", '{"prompt": "a", "label": "odd"}', r"a label is one of Safe, Controversial, Unsafe"),
+        (
+            "rows.jsonl",
+            "plain",
+            '{"prompt": "a", "response": "b", "label": 1}',
+            r"row 1: there is a column 'response': say --response response",
+        ),
         ("rows.jsonl", "plain", '{"text": "a", "label": 1}', r"no column 'prompt'; it has text, label"),
         ("rows.jsonl", "toxic-spans", '{"text": "a", "spans": [4]}', "no list of character offsets within"),
         ("rows.jsonl", "openai-moderation", '{"prompt": "a"}', "none of the columns S, H"),
