@@ -56,7 +56,7 @@ class Options:
 
 SETS = {
     "prompts": Plan("toxicchat_human/toxic_chat_train.json", "toxic-chat", ("stream", "gen")),
-    "responses": Plan("gptfuzz_labeled/train.csv", "gptfuzz", ("stream", "gen"), rows=2000, epochs=3),
+    "responses": Plan("gptfuzz_labeled/train.csv", "gptfuzz", ("stream", "gen"), rows=2000, epochs=2),
     "chinese": Plan("cold_zh/dev.csv", "cold", ("stream",), rows=2000, epochs=3),
     "onset": Plan("toxic_spans/tsd_train.csv", "toxic-spans", ("stream",), rows=3000, epochs=3),
 }

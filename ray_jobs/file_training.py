@@ -3,8 +3,8 @@
 A label that only says whether a text violates stands for a severity of the policy: the mildest, the most severe or,
 where the text violates in the strict reading only, the one that does so. A benchmark's own category counts where the
 policy has one of that name. What a file does not say is not taught: a generative guard's answer ends with the last line
-that is known, and a streaming guard's category stays out of the loss. A violating response without a marked onset is
-taught as violating from its first token on, which is all that its label says.
+that is known, and a streaming guard's category stays out of the loss. Of a violating response without a marked onset
+the second half is taught: its first words tell nothing, and taught on them a guard flags the beginning of any text.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def stream_example(policy: Policy, row: EvalRow, number: str, _template: str) ->
         f"{side}_category": named[0] if named else None,
     }
     if side == "response":
-        start = row.onset[0][0] if row.onset else 0
-        one |= {"response": row.response, "onset": None if said == policy.mildest else start}
+        flagged = said != policy.mildest
+        start = row.onset[0][0] if row.onset and flagged else None
+        one |= {"response": row.response, "onset": start, "unmarked": flagged and start is None}
     return one

@@ -40,6 +40,7 @@ def shuffled_stream(examples: Sequence[StreamExample], seed: int) -> list[Stream
             if name == "response":
                 onset, length = examples[source].onset, max(1, len(examples[source].response))
                 share = None if onset is None else onset / length
+                labels["unmarked"] = examples[source].unmarked
                 labels["onset"] = None if share is None else int(share * len(examples[place].response))
             out[place] = replace(out[place], **labels)
     return out

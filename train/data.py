@@ -59,7 +59,8 @@ class StreamExample:
 
     A risk of None leaves that branch untrained. `onset` is the character offset in `response` from which it
     carries `response_risk`; None where that is the mildest risk. A flagged response without an onset trains
-    nothing. `label` is its class for balancing.
+    nothing, unless it is `unmarked`: nobody said where it turned, so its second half carries the risk and the first
+    trains nothing. `label` is its class for balancing.
     """
 
     id: str
@@ -72,6 +73,7 @@ class StreamExample:
     response_risk: str | None = None
     response_category: str | None = None
     onset: int | None = None
+    unmarked: bool = False
     label: str = ""
 
 
@@ -179,10 +181,13 @@ def _response_targets(
     if example.response_risk in maps.safe:
         onset = len(example.response)
         safe = risk
-    elif example.onset is None:
-        return
-    else:
+    elif example.onset is not None:
         onset = example.onset
+    elif example.unmarked:
+        start += (len(targets["risk"]) - start) // 2
+        onset = -1
+    else:
+        return
     category = _category(example.response_category, example.response_risk, maps.response_category, maps)
     kept = len(targets["risk"]) - start
     flagged = np.array(response.ends[:kept]) > onset

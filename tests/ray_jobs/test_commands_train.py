@@ -37,11 +37,12 @@ def test_the_generative_guard_is_taught_no_line_that_the_row_does_not_say(safety
     assert parse_verdict(safe, safety, "prompt").severity == "Safe"
 
 
-def test_a_response_is_taught_from_its_onset_on_and_a_row_without_one_as_a_whole(safety):
+def test_a_response_is_taught_from_its_onset_on_and_a_row_without_one_as_unmarked(safety):
     whole = EvalRow("response", "A story?", ALWAYS, "story", response="[withheld]")
     calm = EvalRow("response", "A story?", NEVER, "story", response="Once upon a time.")
     made = examples("stream", [TURNED, whole, calm], safety)
-    assert [one["onset"] for one in made] == [6, 0, None]
+    assert [one["onset"] for one in made] == [6, None, None]
+    assert [one["unmarked"] for one in made] == [False, True, False]
     assert made[0]["response_category"] == "Violent" and made[1]["response_category"] is None
 
 

@@ -103,6 +103,16 @@ def test_a_flagged_response_without_an_onset_trains_nothing(tokenizer):
     assert (sample.targets["branch"] == IGNORE).all()
 
 
+def test_of_an_unmarked_response_the_second_half_of_what_fits_carries_the_label(tokenizer):
+    example = stream_example(response=RESPONSE_TEXT, response_risk="Unsafe", unmarked=True)
+    whole = encode_stream(example, tokenizer, MAPS, 512)
+    for limit in (len(whole), len(whole) - 3):
+        risk = encode_stream(example, tokenizer, MAPS, limit).targets["risk"]
+        start = len(whole) - len(text_ids(tokenizer, RESPONSE_TEXT))
+        half = (limit - start) // 2
+        assert risk[start:].tolist() == [IGNORE] * half + [1] * (limit - start - half)
+
+
 def test_a_category_the_side_lacks_is_not_asked(tokenizer):
     example = stream_example(response="x", response_risk="Unsafe", response_category="Jailbreak", onset=0)
     sample = encode_stream(example, tokenizer, MAPS, 512)

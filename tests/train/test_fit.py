@@ -336,6 +336,10 @@ def test_dealing_out_moves_an_onset_with_its_label():
     for example in dealt:
         assert (example.onset is None) == (example.response_risk == "Safe")
         assert example.onset is None or 0 <= example.onset < len(example.response)
+    unmarked = [replace(e, onset=None, unmarked=e.response_risk != "Safe") for e in examples]
+    dealt = shuffled_stream(unmarked, 1)
+    assert all(example.unmarked == (example.response_risk != "Safe") for example in dealt)
+    assert dealt != unmarked
 
 
 def test_examples_longer_than_the_limit_are_left_out_and_counted(llama, tmp_path):
