@@ -87,7 +87,9 @@ def train(kind: str, rows: list[EvalRow], plan: Plan, options: Options, folder: 
         "matmul": "highest" if on_gpu() else "medium",
     }  # fmt: skip
     config = (
-        GenConfig(**common) if kind == "gen" else StreamConfig(**common, **label_maps(policy), inner_size=256)
+        GenConfig(**common)
+        if kind == "gen"
+        else StreamConfig(**common, **label_maps(policy), inner_size=256, fit_shift=True)
     )
     provenance = {"policy_id": policy.id, "policy": policy.hash, "template": TEMPLATE}
     made = examples(kind, rows, policy, TEMPLATE)

@@ -2,10 +2,11 @@
 
 A guard and a judge made on two cores see no turn in a response they have not met. Real ones do, and without boundaries
 inside there is nothing to measure. So both learn where these responses turn: the judge, a head on sentence vectors,
-from every third prefix; the root's generative guard, by the project's own training command, from ten prefixes of each
-with one continuation of the rollout model (drawn with seeds the benchmark does not use). A cut before the marked turn
-is the mildest severity, one behind it carries the response's own. They stand for strong models: what the benchmark
-measures is what a search costs and whether it finds the same token, not how good the label is.
+from every prefix; the root's generative guard, by the project's own training command, from some fifteen prefixes of
+each, four of them around the turn, with one continuation of the rollout model (drawn with seeds the benchmark does not
+use). A cut before the marked turn is the mildest severity, one behind it carries the response's own. They stand for
+strong models: what the benchmark measures is what a search costs and whether it finds the same token, not how good the
+label is.
 """
 
 import json
@@ -25,7 +26,7 @@ from ray_jobs.step import Work
 from ray_jobs.token_calls import Search, rollouts
 from ray_jobs.voters import item_text
 
-BEFORE, BEHIND, OTHER_DRAW = 4, 6, 99
+BEFORE, BEHIND, AROUND, OTHER_DRAW = 5, 7, range(-1, 3), 99
 EMBEDDER = Model("local", "minilm", "embedder")
 
 
@@ -36,7 +37,7 @@ def turn_of(search: Search) -> int:
 
 def fit_judge(work: Work, searches: list[Search], folder: Path) -> Model:
     """A head that says of a prefix, as it stands, whether it has turned."""
-    cuts = [(s, i) for s in searches for i in range(len(s.prefixes)) if i % 3 == 0 or i == turn_of(s)]
+    cuts = [(s, i) for s in searches for i in range(len(s.prefixes))]
     texts = [
         item_text("response", s.row["prompt"], s.row["history"], s.prefixes.prefix_text(i)) for s, i in cuts
     ]
@@ -51,7 +52,7 @@ def fit_judge(work: Work, searches: list[Search], folder: Path) -> Model:
         "embed",
         EMBEDDER,
         fingerprint(EMBEDDER),
-        strength=1.0,
+        strength=10.0,
     )
     heads.save(head, folder)
     return Model("local", str(folder), "head")
@@ -63,7 +64,7 @@ def fit_guard(work: Work, searches: list[Search], folder: Path) -> Model:
     for search in searches:
         turn, last = turn_of(search), len(search.prefixes) - 1
         places = {round(i) for i in np.linspace(0, turn - 1, BEFORE)}
-        places |= {round(i) for i in np.linspace(turn + 1, last, BEHIND)}
+        places |= {round(i) for i in np.linspace(turn + 1, last, BEHIND)} | {turn + i for i in AROUND}
         cuts += [(search, Request(ROLLOUT, i, OTHER_DRAW)) for i in sorted(places) if 0 <= i <= last]
     rows: list[dict[str, Any]] = []
     for (search, request), done in zip(cuts, rollouts(work, cuts), strict=True):
@@ -76,7 +77,7 @@ def fit_guard(work: Work, searches: list[Search], folder: Path) -> Model:
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     given = {"template": work.config.template, "backbone": work.engines.roles["guard"].name, "layers": 4,
-             "epochs": 4, "lr": 1e-3, "batch-tokens": 1024, "policy": work.policy.id, "response": "response",
+             "epochs": 6, "lr": 1e-3, "batch-tokens": 1024, "policy": work.policy.id, "response": "response",
              "out": folder}  # fmt: skip
     told = [f"--{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-m", "ray_jobs.cli", "train", "gen", str(data), *told, "--replace"]

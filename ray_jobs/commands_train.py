@@ -127,7 +127,7 @@ def training(options: argparse.Namespace, policy: Policy) -> Any:
     }  # fmt: skip
     if options.kind == "gen":
         return GenConfig(**fields)
-    return StreamConfig(**(fields | label_maps(policy)))
+    return StreamConfig(**(fields | label_maps(policy)), fit_shift=True)
 
 
 def trained(

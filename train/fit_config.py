@@ -49,7 +49,8 @@ class GenConfig(FitConfig):
 class StreamConfig(FitConfig):
     """Training of a streaming guard: FitConfig, and what the heads say (names in the policy's words).
 
-    `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading.
+    `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading. `fit_shift`: by
+    the held-out responses, how readily a token is flagged (train/safe_shift.py), for texts without token labels.
     """
 
     risks: tuple[str, ...] = ("Safe", "Unsafe", "Controversial")
@@ -59,6 +60,7 @@ class StreamConfig(FitConfig):
     strict: tuple[str, ...] = ("Unsafe", "Controversial")
     loose: tuple[str, ...] = ("Unsafe",)
     inner_size: int = 512
+    fit_shift: bool = False
 
     @property
     def maps(self) -> LabelMaps:

@@ -95,7 +95,7 @@ class GenTask:
         """Summed loss of a batch's answer tokens."""
         return answer_loss(module(batch), batch["labels"], batch["weight"])
 
-    def save(self, state: State, folder: Path) -> None:
+    def save(self, state: State, folder: Path, _held_out: Sequence[Encoded]) -> dict[str, float]:
         """Writes model and tokenizer, ours in chat template, so that AutoModelForCausalLM loads them."""
         model, module = self._parts()
         module.load_state_dict(state, strict=False)
@@ -105,3 +105,4 @@ class GenTask:
             model = model.to(torch.bfloat16)
         model.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder)
+        return {}

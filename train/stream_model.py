@@ -36,7 +36,8 @@ SIZES = ("num_risk_level", "num_category", "num_query_risk_level", "num_query_ca
 
 
 class StreamGuardConfig(PreTrainedConfig):
-    """Backbone config, size of the heads, and their label maps (index -> name, as strings in JSON)."""
+    """Backbone config, size of the heads, and their label maps (index -> name, as strings in JSON). `safe_shift` is
+    added to the safe logits of a response's tokens (train/safe_shift.py)."""
 
     model_type = "guardmill_stream"
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 - transformers' own contract
@@ -53,6 +54,7 @@ class StreamGuardConfig(PreTrainedConfig):
         safe_levels: Sequence[str] = ("Safe",),
         strict_levels: Sequence[str] = ("Unsafe", "Controversial"),
         loose_levels: Sequence[str] = ("Unsafe",),
+        safe_shift: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, Mapping):
@@ -68,6 +70,7 @@ class StreamGuardConfig(PreTrainedConfig):
         self.safe_levels = list(safe_levels)
         self.strict_levels = list(strict_levels)
         self.loose_levels = list(loose_levels)
+        self.safe_shift = safe_shift
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
@@ -174,7 +177,11 @@ class StreamGuard(PreTrainedModel):
 
     def heads(self, hidden: torch.Tensor, side: str = "") -> tuple[torch.Tensor, torch.Tensor]:
         """Risk and category logits [..., classes] of a branch ("" response, "query_" prompt) for [..., D]."""
-        return head_logits(self, hidden, side)
+        risk, category = head_logits(self, hidden, side)
+        if self.config.safe_shift and not side:
+            safe = [name in self.config.safe_levels for name in self.config.maps.risk]
+            risk = risk + risk.new_tensor(safe) * self.config.safe_shift
+        return risk, category
 
     def forward(
         self,
@@ -252,6 +259,7 @@ def read_published_config(folder: Path) -> StreamGuardConfig:
         if flat[size] != len(flat[name]):
             raise BadInput(f"{path}: {size} is {flat[size]}, but {name} has {len(flat[name])} classes")
     heads = {name: flat[name] for name in ("guard_inner_size", *MAPS)}
+    heads["safe_shift"] = flat.get("safe_shift", 0.0)
     backbone = {key: value for key, value in flat.items() if key not in (*heads, *SIZES, "architectures")}
     return StreamGuardConfig(
         backbone_config=backbone, dtype=flat.get("dtype") or flat.get("torch_dtype"), **heads
@@ -269,7 +277,7 @@ def published_config(config: StreamGuardConfig) -> dict[str, Any]:
     flat["guard_inner_size"] = config.guard_inner_size
     for size, name in zip(SIZES, MAPS, strict=True):
         flat[size], flat[name] = len(getattr(config, name)), getattr(config, name)
-    return flat
+    return flat | ({"safe_shift": config.safe_shift} if config.safe_shift else {})
 
 
 AutoConfig.register("guardmill_stream", StreamGuardConfig)

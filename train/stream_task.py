@@ -20,6 +20,7 @@ from train.deepspeed_engine import State
 from train.fit_config import StreamConfig
 from train.lora import add_adapters, merge_adapters
 from train.loss import sample_means, token_loss
+from train.safe_shift import fitted
 from train.stream_model import StreamGuard, StreamGuardConfig, head_logits
 from train.trunk import cut, freeze_below, run
 from train.weave import Batch
@@ -133,11 +134,14 @@ class StreamTask:
             total = total + sample_means(per_token, batch["segment"][here], batch["weight"][here])
         return total
 
-    def save(self, state: State, folder: Path) -> None:
-        """Writes the guard (published layout for Qwen3, else ours) and its tokenizer."""
+    def save(self, state: State, folder: Path, held_out: Sequence[Encoded]) -> dict[str, float]:
+        """Writes the guard (published layout for Qwen3, else ours) and its tokenizer; returns what was fitted last."""
         guard, module = self._parts()
         module.load_state_dict(state, strict=False)
         if self.config.lora_rank:
             merge_adapters(module.upper)
+        if self.config.fit_shift:
+            guard.config.safe_shift = fitted(guard.eval(), held_out)
         guard.save_guard(folder)
         save_tokenizer(self.tokenizer, folder)
+        return {"safe_shift": guard.config.safe_shift} if self.config.fit_shift else {}

@@ -21,6 +21,7 @@ from torch import nn
 
 from train.batches import PackedBatches
 from train.curves import reporter
+from train.data import Encoded
 from train.fit import fit
 from train.gen import GenTask
 from train.stream_task import StreamTask
@@ -62,7 +63,8 @@ def train_variants(
         if dist.get_rank() == 0:
             left_out = len(examples) - len(kept)
             counts = {"examples": len(chosen), "held_out": len(batches.held_samples), "left_out": left_out}
-            _write(task, result, counts, folder / name, {**provenance, "variant": name})
+            about = {**provenance, "variant": name}
+            _write(task, result, batches.held_samples, counts, folder / name, about)
         dist.barrier()
     if dist.get_rank() == 0:
         (folder / "features.f32").unlink(missing_ok=True)
@@ -97,15 +99,22 @@ def _lower(task: Task) -> nn.Module:
     return task.lower.eval().to(device)
 
 
-def _write(task: Task, result: Any, counts: dict[str, int], folder: Path, provenance: dict[str, Any]) -> None:
+def _write(
+    task: Task,
+    result: Any,
+    held_out: Sequence[Encoded],
+    counts: dict[str, int],
+    folder: Path,
+    provenance: dict[str, Any],
+) -> None:
     """The checkpoint, its curve and, last of all, guardmill.json."""
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    task.save(result.state, folder)
+    fitted = task.save(result.state, folder, held_out)
     lines = [json.dumps(entry) for entry in result.history]
     (folder / "history.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    metrics = {**result.metrics, **counts, "save_seconds": time.monotonic() - began}
+    metrics = {**result.metrics, **counts, **fitted, "save_seconds": time.monotonic() - began}
     about = {"metrics": metrics, "config": asdict(task.config), "provenance": provenance}
     (folder / "guardmill.json").write_text(
         json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

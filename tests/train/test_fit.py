@@ -320,6 +320,14 @@ def test_class_weights_balance_and_keep_the_mean():
         class_weights(labels, "odd")
 
 
+def test_a_streaming_guards_shift_is_fitted_where_the_training_is_told_to(llama, tmp_path):
+    config, variants = stream_config(llama, epochs=1), {"guard": stream_examples(120)}
+    told = train(StreamTask(replace(config, eval_share=0.5, fit_shift=True)), variants, tmp_path / "fitted")
+    guard, _ = load_guard(tmp_path / "fitted" / "guard")
+    assert told["metrics"]["safe_shift"] == guard.config.safe_shift != 0.0
+    assert "safe_shift" not in train(StreamTask(config), variants, tmp_path / "plain")["metrics"]
+
+
 def test_dealing_out_keeps_the_labels_and_the_form_of_answers():
     examples = [*gen_examples(), GenExample("r", "r", "p", "Safety: Safe\nCategories: None\nRefusal: No")]
     dealt = shuffled_gen(examples, 1)
