@@ -59,6 +59,8 @@ def best_shift(margin: np.ndarray, flagged: np.ndarray) -> float:
     """The shift above which a margin [n] flags best, by F1; of equal ones the nearest to none."""
     known = np.unique(margin[np.isfinite(margin)])
     shifts = np.concatenate([[0.0], (known[1:] + known[:-1]) / 2])
-    said = margin[None, :] > shifts[:, None]
-    f1 = 2 * (said & flagged).sum(axis=1) / np.maximum(said.sum(axis=1) + flagged.sum(), 1)
+    said, hits = (
+        len(some) - np.searchsorted(np.sort(some), shifts, side="right") for some in (margin, margin[flagged])
+    )
+    f1 = 2 * hits / np.maximum(said + flagged.sum(), 1)
     return float(min(zip(-f1, np.abs(shifts), shifts, strict=True))[2])
