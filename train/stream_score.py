@@ -5,7 +5,7 @@ conversations that share a prompt pay for it once.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from train.data import Encoded, chat_ids, special_id, text_ids
 from train.stream_model import PUBLISHED, StreamGuard, StreamGuardConfig, read_published_config
 from train.trunk import run
 from train.weave import collate, pack
+
+ROW_LENGTH, ROWS_PER_STEP = 512, 4
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,31 @@ def score_conversations(
     guard: StreamGuard,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Mapping[str, str]]],
-    row_length: int = 512,
-    rows_per_step: int = 4,
+    row_length: int = ROW_LENGTH,
 ) -> list[ConversationScores]:
     """Scores every conversation (it ends with a user turn, or with the assistant's after one)."""
     laid = [_lay(tokenizer, conversation, number) for number, conversation in enumerate(conversations)]
     samples = [Encoded(each.ids, {"place": np.arange(len(each.ids))}) for each in laid]
-    longest = max((len(each.ids) for each in laid), default=1)
-    rows = pack([each.ids for each in laid], max(row_length, longest), seed=0)
-    scores: dict[int, ConversationScores] = {}
-    for at in range(0, len(rows), rows_per_step):
-        step = rows[at : at + rows_per_step]
+    scores = {
+        index: _read(guard, hidden, laid[index]) for index, hidden in states(guard, samples, row_length)
+    }
+    return [scores[index] for index in range(len(laid))]
+
+
+@torch.inference_mode()
+def states(
+    guard: StreamGuard, samples: Sequence[Encoded], row_length: int = ROW_LENGTH
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each sample's number and the last hidden states of its labelled positions [n, D], rows woven, in no order."""
+    longest = max((len(sample) for sample in samples), default=1)
+    rows = pack([sample.ids for sample in samples], max(row_length, longest), seed=0)
+    for at in range(0, len(rows), ROWS_PER_STEP):
+        step = rows[at : at + ROWS_PER_STEP]
         batch = {name: tensor.to(guard.device) for name, tensor in collate(step, samples).items()}
         hidden = run(guard.model, batch["position_ids"], batch["end"], input_ids=batch["input_ids"])
-        flat, first = hidden.flatten(0, 1)[batch["at"]], 0
-        for index in (i for row in step for i in row):
-            scores[index] = _read(guard, flat[first : first + len(laid[index].ids)], laid[index])
-            first += len(laid[index].ids)
-    return [scores[index] for index in range(len(laid))]
+        labelled = hidden.flatten(0, 1)[batch["at"]]
+        for place, index in enumerate(i for row in step for i in row):
+            yield index, labelled[batch["segment"] == place]
 
 
 def _lay(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Mapping[str, str]], number: int) -> _Laid:
