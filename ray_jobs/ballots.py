@@ -5,7 +5,8 @@ A voter is a role, or a role and a template ("voter-2:moderation_full"): each te
 * A head answers from one vector.
 * The template `voter` asks by `score` over the labels, one question at a time: probabilities.
 * Any other template asks for the whole answer in words, greedily. What cannot be read is an abstention, never a guess;
-  the answer itself is kept in `raw` either way. Generative guards are asked so.
+  the answer itself is kept in `raw` either way. Generative guards are asked so, and their severities scored as well:
+  such a guard is as sure as its first line is probable.
 * A streaming guard votes with its verdict at the end of the user's turn, or with the worst severity that its tokens
   hold twice running.
 
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from label.scores import token_severity
-from label.verdict import moderation_prompt, parse_verdict, render_conversation
+from label.verdict import moderation_prompt, parse_verdict, render_conversation, severity_answers
 from label.vote import Ballots
 from ray_jobs.engine import Failure, Sampling, Scores
 from ray_jobs.step import Failed, Work
@@ -56,7 +57,10 @@ def voter_names(work: Work, templates: Sequence[str]) -> list[str]:
 def calls_per_row(work: Work, voter: str, side: str) -> int:
     """How often a voter's model is asked about one row."""
     role, _, template = voter.partition(":")
-    scored = not template and work.engines.get(role).model.kind not in ("head", "stream_guard")
+    kind = work.engines.get(role).model.kind
+    if kind == "gen_guard":
+        return 2
+    scored = not template and kind not in ("head", "stream_guard")
     return 2 + (work.policy.refusal and side == "response") if scored else 1
 
 
@@ -131,27 +135,36 @@ def ask_model(
 def ask_in_words(
     work: Work, voter: str, side: str, rows: list[dict[str, Any]], failed: list[Failed]
 ) -> list[dict[str, Any]]:
-    """The whole verdict as a text, one call a row; an unreadable one is an abstention with its text kept."""
+    """The whole verdict as a text, one call a row; an unreadable one is an abstention with its text kept.
+
+    A generative guard's severities are scored too, the rest of its verdict is read.
+    """
     policy, (role, _, template) = work.policy, voter.partition(":")
-    fenced = work.engines.get(role).model.kind != "gen_guard"
+    client = work.engines.get(role)
+    guard = client.model.kind == "gen_guard"
     prompts: list[Any] = []
     for row in rows:
         turns = conversation(side, row["prompt"], row["history"], row["response"], row["thinking"])
         prompts.append(
-            [{"role": "user", "content": moderation_prompt(policy, side, turns, template, fenced)}]
+            [{"role": "user", "content": moderation_prompt(policy, side, turns, template, fenced=not guard)}]
         )
     seeds = [seed_for(work.seed, row["id"], 0) for row in rows]
-    answers = work.engines.get(role).generate(prompts, ANSWER, seeds)
+    answers = client.generate(prompts, ANSWER, seeds)
+    scored: Sequence[Any] = [None] * len(rows)
+    if guard:
+        scored = client.score(prompts, [severity_answers(policy)] * len(rows))
     ballots = []
-    for row, answer in zip(rows, answers, strict=True):
-        if isinstance(answer, Failure):
-            failed.append(Failed(row["id"], row["group_id"], f"{voter}: {answer.reason}", answer.raw))
+    for row, answer, scores in zip(rows, answers, scored, strict=True):
+        if isinstance(answer, Failure) or isinstance(scores, Failure):
+            broken = answer if isinstance(answer, Failure) else scores
+            failed.append(Failed(row["id"], row["group_id"], f"{voter}: {broken.reason}", broken.raw))
             ballots.append(ballot_row(row, voter, side))
             continue
         told = parse_verdict(answer.text, policy, side)
         ballot = ballot_row(row, voter, side)
         if told is not None:
             severity = [float(name == told.severity) for name in policy.severity_names]
+            severity = severity if scores is None else list(scores.probabilities)
             category = [float(name in told.categories) for name in side_categories(policy, side)]
             refusal = None if told.refusal is None else float(told.refusal)
             ballot = ballot_row(row, voter, side, severity, category, refusal)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ray_jobs.ballots import ask_voters, calls_per_row, stack_ballots, voter_names, voter_roles
-from ray_jobs.engine import Completion, Failure, Model
+from ray_jobs.engine import Completion, Failure, Model, Scores
 from ray_jobs.gold import GOLD
 from ray_jobs.seeds import PROMPT, RESPONSE
 from ray_jobs.voters import BALLOT, VotersConfig, fold, side_categories, targets, written_items
@@ -101,8 +101,8 @@ def test_each_template_of_a_model_is_a_voter_and_a_guard_answers_in_words(make_w
     assert voter_names(work, ("voter", "moderation_short")) == [
         "voter-1:moderation_short", "voter-10", "voter-10:moderation_short", "voter-2", "voter-2:moderation_short",
         "voter-3"]  # fmt: skip
-    assert [calls_per_row(work, name, "response") for name in ("voter-2", "voter-2:moderation_full", "voter-3")] == [
-        3, 1, 1]  # fmt: skip
+    names = ("voter-2", "voter-2:moderation_full", "voter-3", "voter-1:moderation_full")
+    assert [calls_per_row(work, name, "response") for name in names] == [3, 1, 1, 2]
 
 
 def test_an_answer_in_words_is_read_or_an_abstention_and_kept_either_way(work, safety, monkeypatch):
@@ -125,6 +125,28 @@ def test_an_answer_in_words_is_read_or_an_abstention_and_kept_either_way(work, s
     assert plain["category"] == [1.0] + [0.0] * 7 and plain["voter"] == "voter-2:moderation_full"
     assert (prose["severity"], prose["raw"]) == (None, said["prose"]) and gone["severity"] is None
     assert [one.row for one in failed] == ["r2"]  # an unreadable answer is no failure of the engine
+
+
+def test_a_generative_guard_is_as_sure_as_its_severity_is_probable(make_work, safety, store, monkeypatch):
+    work = make_work(safety, store, None, {"voter-1": Model("local", "guard", "gen_guard")})
+    client = work.engines.get("voter-1")
+    words = ["Safety: Unsafe\nCategories: Violent\nRefusal: No", "I think it is fine.", Failure("gone")]
+
+    def score(prompts, continuations):
+        assert set(continuations) == {("Safety: Safe", "Safety: Controversial", "Safety: Unsafe")}
+        return [Scores((0.1, 0.2, 0.7), False, 9)] * len(prompts)
+
+    monkeypatch.setattr(
+        client,
+        "generate",
+        lambda *_: [one if isinstance(one, Failure) else Completion(one, "stop", 1, 1) for one in words],
+    )
+    monkeypatch.setattr(client, "score", score)
+    rows = [sample(n, "response", "May I?", "Yes.") for n in range(3)]
+    sure, unread, gone = ask_voters(work, rows, ["voter-1:moderation_full"], failed := [])
+    assert (sure["severity"], sure["category"][0], sure["refusal"]) == ([0.1, 0.2, 0.7], 1.0, 0.0)
+    assert unread["severity"] is None and unread["raw"] == words[1] and gone["severity"] is None
+    assert [one.row for one in failed] == ["r2"]
 
 
 def test_a_streaming_guard_votes_by_the_users_turn_or_by_two_tokens_running(make_work, safety, store):
