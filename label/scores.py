@@ -82,6 +82,18 @@ def token_severity(policy: Policy, order: Sequence[str], risk: NDArray[np.floati
     return policy.mildest
 
 
+def held_severities(policy: Policy, order: Sequence[str], risk: NDArray[np.floating]) -> NDArray[np.floating]:
+    """[S] how probable each severity is, mildest first, as the worst that holds for two tokens running.
+
+    From the tokens' risks [T, R] over `order`: what is as bad or worse holds as surely as the less sure of two tokens.
+    """
+    columns = [order.index(name) for name in policy.severity_names]
+    worse = risk[:, columns][:, ::-1].cumsum(axis=1)[:, ::-1]
+    held = np.minimum(worse[1:], worse[:-1]).max(axis=0, initial=0.0).clip(max=1.0)
+    held[0] = 1.0
+    return held - np.append(held[1:], 0.0)
+
+
 def onset_bin(distance: int | None) -> str:
     """The bin of a first flagged token `distance` tokens after the annotated one (negative: before; None: never)."""
     if distance is None:

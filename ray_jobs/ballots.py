@@ -7,8 +7,8 @@ A voter is a role, or a role and a template ("voter-2:moderation_full"): each te
 * Any other template asks for the whole answer in words, greedily. What cannot be read is an abstention, never a guess;
   the answer itself is kept in `raw` either way. Generative guards are asked so, and their severities scored as well:
   such a guard is as sure as its first line is probable.
-* A streaming guard votes with its verdict at the end of the user's turn, or with the worst severity that its tokens
-  hold twice running.
+* A streaming guard votes with its verdict at the end of the user's turn, or with the severities that its tokens hold
+  twice running.
 
 A model that fails on a row abstains there, and the failure is counted.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from label.scores import token_severity
+from label.scores import held_severities, token_severity
 from label.verdict import moderation_prompt, parse_verdict, render_conversation, severity_answers
 from label.vote import Ballots
 from ray_jobs.engine import Failure, Sampling, Scores
@@ -190,7 +190,7 @@ def ask_stream(
             category = answer.query_category
         else:
             worst = token_severity(policy, order, answer.risk)
-            severity = [float(name == worst) for name in names]
+            severity = held_severities(policy, order, answer.risk).tolist()
             category = np.zeros(answer.category.shape[1])
             for at in np.flatnonzero(answer.risk.argmax(axis=1) == order.index(worst))[:1]:
                 category = answer.category[at]

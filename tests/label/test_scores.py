@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from label.scores import ONSET_BINS, debounced, onset_bin, score, token_severity, violations
+from label.scores import (
+    ONSET_BINS,
+    debounced,
+    held_severities,
+    onset_bin,
+    score,
+    token_severity,
+    violations,
+)
 from synth.policy import Policy, load_policy
 
 SEVERITIES = ["Safe", "Controversial", "Unsafe"]
@@ -99,7 +107,17 @@ def risks(*severities: str) -> np.ndarray:
 )
 def test_a_response_is_as_bad_as_what_holds_for_two_tokens(policy: Policy, tokens: tuple, severity: str):
     order = ("Safe", "Unsafe", "Controversial")
-    assert token_severity(policy, order, risks(*tokens) if tokens else np.zeros((0, 3))) == severity
+    told = risks(*tokens) if tokens else np.zeros((0, 3))
+    assert token_severity(policy, order, told) == severity
+    assert held_severities(policy, order, told).tolist() == [
+        name == severity for name in policy.severity_names
+    ]
+
+
+def test_a_severity_is_as_sure_as_the_less_sure_of_two_tokens(policy: Policy):
+    order = ("Safe", "Unsafe", "Controversial")
+    told = np.array([[0.9, 0.1, 0.0], [0.3, 0.6, 0.1], [0.2, 0.4, 0.4], [0.7, 0.3, 0.0]])
+    assert held_severities(policy, order, told) == pytest.approx([0.3, 0.3, 0.4])
 
 
 def test_every_onset_distance_has_its_bin():
