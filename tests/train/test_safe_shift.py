@@ -31,7 +31,7 @@ def guard(backbone) -> StreamGuard:
     return StreamGuard(StreamGuardConfig.for_policy(AutoConfig.from_pretrained(backbone), SAFETY, 16)).eval()
 
 
-def samples(tokenizer, risks=("Safe", "Unsafe"), times=1, onset=0):
+def samples(tokenizer, risks=("Safe", "Unsafe"), times=1):
     examples = [
         StreamExample(
             str(i),
@@ -39,51 +39,29 @@ def samples(tokenizer, risks=("Safe", "Unsafe"), times=1, onset=0):
             "how",
             response=text,
             response_risk=risks[i % len(risks)],
-            onset=onset if risks[i % len(risks)] != "Safe" else None,
+            onset=0 if risks[i % len(risks)] != "Safe" else None,
         )
         for i, text in enumerate(TEXTS * times)
     ]
     return [encode_stream(example, tokenizer, SAFETY, 64) for example in examples]
 
 
-def sure_at(model, sample) -> int | None:
-    """As the stream says it, token by token: the second of the first two running that are not safe."""
+def flagged(model, sample) -> bool:
+    """As the stream says it, token by token: two running that are not safe."""
     asked = int((sample.targets["branch"] >= 0).argmax())
     state = model.stream_moderate_from_ids(sample.ids[:asked].tolist(), "user")[1]
     told, _ = model.stream_moderate_from_ids(sample.ids[asked:].tolist(), "assistant", state)
-    return debounced([risk != "Safe" for risk in told["risk_level"]])
+    return debounced([risk != "Safe" for risk in told["risk_level"]]) is not None
 
 
-def between(known):
-    known = np.unique(known[np.isfinite(known)])
-    return (known[0] - 0.1, *(known[1:] + known[:-1]) / 2, known[-1] + 0.1, 0.0)
-
-
-def test_margins_say_where_the_stream_flags_a_response_at_any_shift(llama, tokenizer):
-    model = guard(llama)
-    made = samples(tokenizer, times=2, onset=8)
-    told = margins(model, made)
-    turns = [int(s.targets["risk"][s.targets["branch"] >= 0].argmax()) for s in made]
-    assert {bool(turn) for turn in turns} == {True, False}  # responses that turn inside, and safe ones
-    for shift in between(told):
+def test_a_response_is_flagged_where_its_margin_exceeds_the_shift(llama, tokenizer):
+    model, made = guard(llama), samples(tokenizer)
+    margin = margins(model, made, [0])
+    known = np.unique(margin[np.isfinite(margin)])
+    assert margin[3] == -np.inf and len(known) == 3  # one token is never two running
+    for shift in (0.0, known[0] - 0.1, *(known[1:] + known[:-1]) / 2, known[-1] + 0.1):
         model.config.safe_shift = float(shift)
-        for sample, turn, (early, in_time, anywhere) in zip(made, turns, told, strict=True):
-            at = sure_at(model, sample)
-            assert (at is not None) == (anywhere > shift)
-            if turn:
-                assert (at is not None and at - 1 < turn) == (early > shift)
-                assert (at is not None and turn <= at - 1 < turn + 3) == (early <= shift < in_time)
-
-
-def test_a_response_that_violates_from_its_first_token_on_may_be_flagged_anywhere(llama, tokenizer):
-    told = margins(guard(llama), samples(tokenizer, risks=("Unsafe",)))
-    assert (told[:, 0] == -np.inf).all() and (told[:, 1] == told[:, 2]).all()
-    assert told[3, 2] == -np.inf and np.isfinite(told[:3, 2]).all()  # one token is never two running
-
-
-def test_a_safe_response_is_never_found(llama, tokenizer):
-    told = margins(guard(llama), samples(tokenizer, risks=("Safe",)))
-    assert (told[:, 1] == -np.inf).all() and (told[:, 0] == told[:, 2]).all()
+        assert [flagged(model, sample) for sample in made] == (margin > shift).tolist()
 
 
 def test_prompts_are_read_without_the_shift(llama):
@@ -95,26 +73,23 @@ def test_prompts_are_read_without_the_shift(llama):
     assert torch.equal(after[1], before[1])
 
 
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))
-def test_no_other_shift_finds_responses_better(rows):
-    """A safe row has margins (x, -inf, x); one that violates (early, in time, the larger or more)."""
-    looks = np.array([(e, t, max(e, t)) if v else (e, -np.inf, e) for e, t, v in rows], dtype=float)
-    violating = sum(v for *_, v in rows)
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))
+def test_no_other_shift_has_a_better_f1(rows):
+    margin, truth = np.array([float(m) for m, _ in rows]), np.array([t for _, t in rows])
 
     def f1(shift):
-        found = sum(v and e <= shift < t for e, t, v in rows)
-        return 2 * found / max(1, (looks[:, 2] > shift).sum() + violating)
+        said = margin > shift
+        return 2 * (said & truth).sum() / max(1, said.sum() + truth.sum())
 
-    best, known = best_shift(looks, violating), looks[np.isfinite(looks)]
-    inside = [f1(shift) for shift in np.arange(-5, 5) + 0.5 if known.min() < shift < known.max()]
-    assert f1(best) >= max([f1(0.0), *inside]) - 1e-9
+    best = best_shift(margin, truth)
+    others = [f1(shift) for shift in (*(np.arange(-4, 5) + 0.5), 0.0) if margin.min() < shift < margin.max()]
+    assert f1(best) >= max([f1(0.0), *others]) - 1e-9
     assert best == 0.0 or f1(best) > f1(0.0)
 
 
 def test_too_few_responses_of_either_kind_leave_the_guard_as_it_is(llama, tokenizer):
     assert fitted(guard(llama), samples(tokenizer, times=4)) == 0.0  # 8 of each
     assert fitted(guard(llama), samples(tokenizer, risks=("Safe",), times=12)) == 0.0
-    assert fitted(guard(llama), samples(tokenizer, risks=("Unsafe",), times=12)) == 0.0
     assert fitted(guard(llama), []) == 0.0
 
 
