@@ -81,34 +81,39 @@ def prepare(spec: dict[str, Any]) -> tuple[Any, PackedBatches, list[Encoded]]:
     return task, PackedBatches(samples, groups, labels, task.mass, task.config), samples
 
 
+Item = tuple[
+    list[Encoded], tuple[str, ...], float
+]  # samples, the names of their targets, what the loss is divided by
+
+
 class Padded(torch.utils.data.Dataset):
     """What each rank gets in each step, in the order accelerate deals it: step 0 rank 0, step 0 rank 1, step 1 …"""
 
     def __init__(self, batches: PackedBatches) -> None:
         self.items = []
+        names = tuple(batches.samples[0].targets)
         for epoch in range(EPOCHS):
             for step in batches.steps(epoch):
                 norm = batches.norm(step)
                 for rank in range(WORKERS):
                     indices = [i for row in step[rank::WORKERS] for i in row]
-                    self.items.append(([batches.samples[i] for i in indices], norm))
+                    self.items.append(([batches.samples[i] for i in indices], names, norm))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[list[Encoded], float]:
+    def __getitem__(self, index: int) -> Item:
         return self.items[index]
 
 
-def pad(items: list[tuple[list[Encoded], float]]) -> dict[str, torch.Tensor]:
-    """One rank's samples of a step, padded to the longest."""
-    samples, norm = items[0]
+def pad(items: list[Item]) -> dict[str, torch.Tensor]:
+    """One rank's samples of a step, padded to the longest; a rank without any gets one position without a target."""
+    samples, names, norm = items[0]
     width = max((len(sample) for sample in samples), default=1)
     count = max(1, len(samples))
     out = {"input_ids": torch.zeros(count, width, dtype=torch.long)}
     out["attention_mask"] = torch.zeros(count, width, dtype=torch.long)
     out["attention_mask"][:, 0] = 1
-    names = list(samples[0].targets) if samples else ["labels"]
     for name in names:
         out[name] = torch.full((count, width), IGNORE, dtype=torch.long)
     for b, sample in enumerate(samples):
