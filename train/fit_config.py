@@ -50,7 +50,8 @@ class StreamConfig(FitConfig):
     """Training of a streaming guard: FitConfig, and what the heads say (names in the policy's words).
 
     `safe`, `strict` and `loose` name the risks that never violate, and those that do in each reading. `fit_shift`: by
-    the held-out responses, how readily a token is flagged (train/safe_shift.py), for texts without token labels.
+    the held-out texts, how readily a prompt and a token are flagged (train/safe_shift.py), for texts without token
+    labels.
     """
 
     risks: tuple[str, ...] = ("Safe", "Unsafe", "Controversial")

@@ -33,11 +33,12 @@ from train.labels import PUBLISHED_CATEGORIES, PUBLISHED_QUERY_CATEGORIES, PUBLI
 PUBLISHED = "Qwen3ForGuardModel"
 MAPS = ("response_risk_level_map", "response_category_map", "query_risk_level_map", "query_category_map")
 SIZES = ("num_risk_level", "num_category", "num_query_risk_level", "num_query_category")
+SHIFTS = ("safe_shift", "query_safe_shift")
 
 
 class StreamGuardConfig(PreTrainedConfig):
-    """Backbone config, size of the heads, and their label maps (index -> name, as strings in JSON). `safe_shift` is
-    added to the safe logits of a response's tokens (train/safe_shift.py)."""
+    """Backbone config, size of the heads, and their label maps (index -> name, as strings in JSON). SHIFTS are
+    added to the safe logits of a response's tokens, and of a prompt (train/safe_shift.py)."""
 
     model_type = "guardmill_stream"
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 - transformers' own contract
@@ -55,6 +56,7 @@ class StreamGuardConfig(PreTrainedConfig):
         strict_levels: Sequence[str] = ("Unsafe", "Controversial"),
         loose_levels: Sequence[str] = ("Unsafe",),
         safe_shift: float = 0.0,
+        query_safe_shift: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, Mapping):
@@ -71,6 +73,7 @@ class StreamGuardConfig(PreTrainedConfig):
         self.strict_levels = list(strict_levels)
         self.loose_levels = list(loose_levels)
         self.safe_shift = safe_shift
+        self.query_safe_shift = query_safe_shift
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
@@ -178,9 +181,10 @@ class StreamGuard(PreTrainedModel):
     def heads(self, hidden: torch.Tensor, side: str = "") -> tuple[torch.Tensor, torch.Tensor]:
         """Risk and category logits [..., classes] of a branch ("" response, "query_" prompt) for [..., D]."""
         risk, category = head_logits(self, hidden, side)
-        if self.config.safe_shift and not side:
+        shift = getattr(self.config, f"{side}safe_shift")
+        if shift:
             safe = [name in self.config.safe_levels for name in self.config.maps.risk]
-            risk = risk + risk.new_tensor(safe) * self.config.safe_shift
+            risk = risk + risk.new_tensor(safe) * shift
         return risk, category
 
     def forward(
@@ -259,7 +263,7 @@ def read_published_config(folder: Path) -> StreamGuardConfig:
         if flat[size] != len(flat[name]):
             raise BadInput(f"{path}: {size} is {flat[size]}, but {name} has {len(flat[name])} classes")
     heads = {name: flat[name] for name in ("guard_inner_size", *MAPS)}
-    heads["safe_shift"] = flat.get("safe_shift", 0.0)
+    heads |= {name: flat.get(name, 0.0) for name in SHIFTS}
     backbone = {key: value for key, value in flat.items() if key not in (*heads, *SIZES, "architectures")}
     return StreamGuardConfig(
         backbone_config=backbone, dtype=flat.get("dtype") or flat.get("torch_dtype"), **heads
@@ -277,7 +281,7 @@ def published_config(config: StreamGuardConfig) -> dict[str, Any]:
     flat["guard_inner_size"] = config.guard_inner_size
     for size, name in zip(SIZES, MAPS, strict=True):
         flat[size], flat[name] = len(getattr(config, name)), getattr(config, name)
-    return flat | ({"safe_shift": config.safe_shift} if config.safe_shift else {})
+    return flat | {name: getattr(config, name) for name in SHIFTS if getattr(config, name)}
 
 
 AutoConfig.register("guardmill_stream", StreamGuardConfig)

@@ -140,8 +140,9 @@ class StreamTask:
         module.load_state_dict(state, strict=False)
         if self.config.lora_rank:
             merge_adapters(module.upper)
-        if self.config.fit_shift:
-            guard.config.safe_shift = fitted(guard.eval(), held_out)
+        shifts = fitted(guard.eval(), held_out) if self.config.fit_shift else {}
+        for name, shift in shifts.items():
+            setattr(guard.config, name, shift)
         guard.save_guard(folder)
         save_tokenizer(self.tokenizer, folder)
-        return {"safe_shift": guard.config.safe_shift} if self.config.fit_shift else {}
+        return shifts

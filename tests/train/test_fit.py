@@ -325,6 +325,7 @@ def test_a_streaming_guards_shift_is_fitted_where_the_training_is_told_to(llama,
     told = train(StreamTask(replace(config, eval_share=0.5, fit_shift=True)), variants, tmp_path / "fitted")
     guard, _ = load_guard(tmp_path / "fitted" / "guard")
     assert told["metrics"]["safe_shift"] == guard.config.safe_shift != 0.0
+    assert told["metrics"]["query_safe_shift"] == guard.config.query_safe_shift
     assert "safe_shift" not in train(StreamTask(config), variants, tmp_path / "plain")["metrics"]
 
 
