@@ -1,6 +1,7 @@
 """Training speed of both guards against the plain Hugging Face Trainer: same model, rows, steps and processes.
 
     python benchmarks/training.py [--json FILE] [--examples 48] [--tasks gen-short gen-full stream] [--layers all 4]
+        [--row-length 512]
 
 The peer does what a plain SFT script does: every batch padded to its longest sample, logits (or head outputs) at
 every position, no packing, torch DDP over two gloo processes. Ours packs rows as prefix trees, asks for outputs where
@@ -96,10 +97,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    task: str, layers: str, count: int, backbone: str
+    task: str, layers: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measurements and claims for one task."""
-    base = {"task": task, "layers": layers, "rows": rows(task, count), "backbone": backbone}
+    base = {
+        "task": task,
+        "layers": layers,
+        "rows": rows(task, options.examples),
+        "backbone": str(locate(SMOLLM2)),
+        "row_length": options.row_length,
+    }
     samples = prepare(base)[2]
     tokens = EPOCHS * sum(len(sample) for sample in samples)
     found = {system: measure({**base, "system": system}) for system in ("plain Trainer", "ours")}
@@ -152,12 +159,13 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--tasks", nargs="+", default=["gen-short", "gen-full", "stream"])
     parser.add_argument("--layers", nargs="+", default=["all", "4"])
+    parser.add_argument("--row-length", type=int, default=512, help="tokens of a row; a step is two rows")
     options = parser.parse_args()
     measurements: list[dict[str, Any]] = []
     claims: list[dict[str, Any]] = []
     for task in options.tasks:
         for layers in options.layers:
-            more, said = compare(task, layers, options.examples, locate(SMOLLM2))
+            more, said = compare(task, layers, options)
             measurements, claims = measurements + more, claims + said
     environment = {
         "cpu": platform.processor() or platform.machine(),
@@ -167,7 +175,11 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": SMOLLM2,
-        "settings": asdict(GenConfig("", epochs=EPOCHS, batch_tokens=1024)),
+        "settings": asdict(
+            GenConfig(
+                "", epochs=EPOCHS, row_length=options.row_length, batch_tokens=WORKERS * options.row_length
+            )
+        ),
     }
     if options.json:
         with open(options.json, "w", encoding="utf-8") as out:

@@ -51,7 +51,10 @@ def add_train(commands: Any) -> None:
         one.add_argument("--epochs", type=int, default=3)
         one.add_argument("--lr", type=float, default=2e-4)
         one.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one step; default: 1024")
-        one.add_argument("--max-length", type=int, default=512, help="tokens of one row; default: 512")
+        one.add_argument("--row-length", type=int, default=512,
+                         help="tokens of one row, in which samples share what they begin with; longer ones for a long "
+                              "template (moderation_full: 4096); default: 512")  # fmt: skip
+        one.add_argument("--max-length", type=int, default=512, help="tokens of one sample; default: 512")
         one.add_argument("--zero-stage", type=int, choices=range(4), default=2)
         one.add_argument("--balance", choices=("none", "sqrt", "full"), default="sqrt",
                          help="weight of a class: its count to the power of 0, -1/2 or -1; default: sqrt")  # fmt: skip
@@ -111,7 +114,7 @@ def training(options: argparse.Namespace, policy: Policy) -> Any:
     from ray_jobs.stream_guard import label_maps
     from train.fit_config import GenConfig, StreamConfig
 
-    for name in ("epochs", "lr", "batch_tokens", "max_length", "workers", "limit"):
+    for name in ("epochs", "lr", "batch_tokens", "row_length", "max_length", "workers", "limit"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise BadInput(f"--{name.replace('_', '-')} is above 0, not {value}")
@@ -122,7 +125,7 @@ def training(options: argparse.Namespace, policy: Policy) -> Any:
         "train_layers": options.layers, "lora_rank": options.lora, "batch_tokens": options.batch_tokens,
         "max_length": options.max_length,
         "zero_stage": options.zero_stage, "class_balance": options.balance, "patience": options.patience,
-        "row_length": min(512, options.batch_tokens), "seed": options.seed, "curves": options.curves,
+        "row_length": min(options.row_length, options.batch_tokens), "seed": options.seed, "curves": options.curves,
         "workers": options.workers, "bf16": options.gpu,
     }  # fmt: skip
     if options.kind == "gen":

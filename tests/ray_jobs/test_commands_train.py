@@ -74,6 +74,7 @@ def labelled(tmp_path):
     ("more", "said"),
     [
         (["--epochs", "0"], "--epochs is above 0, not 0"),
+        (["--row-length", "0"], "--row-length is above 0, not 0"),
         (["--backbone", "no-such-model"], "no-such-model"),
         (["--label", "verdict"], "verdict"),
         (["--policy", "no-such-policy"], "no-such-policy"),
