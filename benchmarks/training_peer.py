@@ -81,9 +81,8 @@ def prepare(spec: dict[str, Any]) -> tuple[Any, PackedBatches, list[Encoded]]:
     return task, PackedBatches(samples, groups, labels, task.mass, task.config), samples
 
 
-Item = tuple[
-    list[Encoded], tuple[str, ...], float
-]  # samples, the names of their targets, what the loss is divided by
+# Samples, the names of their targets, what the loss is divided by.
+Item = tuple[list[Encoded], tuple[str, ...], float]
 
 
 class Padded(torch.utils.data.Dataset):

@@ -18,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from guard_answers import TEMPLATE, Options, Plan, train
 from label_sets import claim, environment, kept, sentences
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from label.folds import fold_of
 from label.scores import score
-from ray_jobs.engine.weights import SMOLLM2, locate
+from ray_jobs.engine import head
 from ray_jobs.eval_formats import EvalRow
 from ray_jobs.file_guards import Checkpoint, Judgement, judge
-from ray_jobs.file_training import examples
 from ray_jobs.store import Store
-from ray_jobs.train_gen import train_gen
 from synth.policy import Policy, load_gold, load_policy
-from train.fit_config import GenConfig
 
-TEMPLATE = "moderation_short"
 SHARES = (0.125, 0.25, 0.5, 1.0)
 SURE, DRAWS = 0.8, 3
 
@@ -65,35 +61,34 @@ def truth(rows: list[EvalRow]) -> np.ndarray:
     return np.array([row.violating("strict") for row in rows])
 
 
-def heads(fitted_on: list[EvalRow], written: list[EvalRow], test: list[EvalRow]) -> dict[str, np.ndarray]:
+def heads(
+    fitted_on: list[EvalRow], written: list[EvalRow], test: list[EvalRow], policy: Policy
+) -> dict[str, np.ndarray]:
     """[draws, n] probabilities on the test rows, by what the head was fitted on."""
+    names = policy.severity_names
     vectors = kept(sentences, tuple(row.prompt for row in [*fitted_on, *written, *test]))
     gold, cut = len(fitted_on), len(fitted_on) + len(written)
-    labels = truth([*fitted_on, *written])
-    told = {}
+    labels = np.array([names.index(row.severity) for row in [*fitted_on, *written]])
+    violating, told = [policy.violates(name, "strict") for name in names], {}
     for added, rest in (("gold", np.arange(0)), ("gold and written", np.arange(gold, cut))):
         for share in SHARES:
             draws = []
             for seed in range(DRAWS):
                 chosen = np.random.default_rng(seed).choice(gold, round(share * gold), replace=False)
                 taken = np.concatenate([chosen, rest])
-                model = LogisticRegression(C=10, max_iter=2000, class_weight="balanced")
-                draws.append(model.fit(vectors[taken], labels[taken]).predict_proba(vectors[cut:])[:, 1])
+                fitted = head.fit(
+                    vectors[taken], [head.Output("severity", names)], {"severity": labels[taken]}, "embed"
+                )
+                draws.append(fitted.predict(vectors[cut:])["severity"][:, violating].sum(axis=1))
             told[f"head, {round(share * gold)} {added}"] = np.stack(draws)
     return told
 
 
 def guard(rows: list[EvalRow], test: list[EvalRow], policy: Policy, folder: Path, layers: int) -> np.ndarray:
     """[n] probabilities of a guard that is trained on `rows`, if `folder` does not have it yet."""
-    config = GenConfig(
-        backbone=str(locate(SMOLLM2)), epochs=3, lr=2e-4, train_layers=layers, batch_tokens=1024, row_length=512,
-        max_length=256, class_balance="sqrt", patience=3, matmul="medium",
-    )  # fmt: skip
-    if not (folder / "guard" / "guardmill.json").is_file():
-        made = examples("gen", rows, policy, TEMPLATE)
-        about = {"policy_id": policy.id, "policy": policy.hash, "template": TEMPLATE}
-        train_gen(made, config, folder, provenance=about, control=False)
-    told = judge(Checkpoint(str(folder / "guard"), "gen", policy, TEMPLATE), test)
+    options = Options(Path(), folder, layers, full=False, only="", seed=0)
+    at = train("gen", rows, Plan("", "", ("gen",), epochs=3), options, folder, policy)
+    told = judge(Checkpoint(at, "gen", policy, TEMPLATE), test)
     return np.array([one.violating["strict"] if isinstance(one, Judgement) else 0.5 for one in told])
 
 
@@ -132,7 +127,7 @@ def main() -> None:
     asked = parser.parse_args()
     policy = load_policy("safety")
     gold, written, test = split(policy, asked.root)
-    told = heads(gold, written, test)
+    told = heads(gold, written, test, policy)
     tuned = guard([*gold, *written], test, policy, asked.folder, asked.layers)[None]
     told[f"guard, {len(gold)} gold and written"] = tuned
     told["guard and head, mean"] = (tuned + told[f"head, {len(gold)} gold and written"][:1]) / 2

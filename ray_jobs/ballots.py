@@ -163,8 +163,8 @@ def ask_in_words(
         told = parse_verdict(answer.text, policy, side)
         ballot = ballot_row(row, voter, side)
         if told is not None:
-            severity = [float(name == told.severity) for name in policy.severity_names]
-            severity = severity if scores is None else list(scores.probabilities)
+            said = [float(name == told.severity) for name in policy.severity_names]
+            severity = said if scores is None else list(scores.probabilities)
             category = [float(name in told.categories) for name in side_categories(policy, side)]
             refusal = None if told.refusal is None else float(told.refusal)
             ballot = ballot_row(row, voter, side, severity, category, refusal)

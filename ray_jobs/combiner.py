@@ -52,7 +52,7 @@ def step(config: CombinerConfig) -> Step:
         sides=("gold", "voters", "head_ballots"),
         roles=("voter",),
         reads=reads,
-        revision=3,  # calibrations may shift
+        revision=4,  # guards vote with probabilities
     )
 
 

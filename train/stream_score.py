@@ -108,9 +108,9 @@ def states(
         step = rows[at : at + ROWS_PER_STEP]
         batch = {name: tensor.to(guard.device) for name, tensor in collate(step, samples).items()}
         hidden = run(guard.model, batch["position_ids"], batch["end"], input_ids=batch["input_ids"])
-        labelled = hidden.flatten(0, 1)[batch["at"]]
-        for place, index in enumerate(i for row in step for i in row):
-            yield index, labelled[batch["segment"] == place]
+        indices = [i for row in step for i in row]
+        counts = torch.bincount(batch["segment"], minlength=len(indices)).tolist()
+        yield from zip(indices, hidden.flatten(0, 1)[batch["at"]].split(counts), strict=True)
 
 
 def _lay(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Mapping[str, str]], number: int) -> _Laid:

@@ -84,11 +84,12 @@ def refused(model, sample) -> bool:
 
 def test_a_prompt_is_flagged_where_its_margin_exceeds_its_own_shift(llama, tokenizer):
     model, made = guard(llama), prompts(tokenizer)
-    margin = np.sort(margins(model, made, [0], QUERY))
-    assert np.isfinite(margin).all()
-    for shift in (margin[0] - 0.1, *(margin[1:] + margin[:-1]) / 2, margin[-1] + 0.1):
+    margin = margins(model, made, [0], QUERY)
+    known = np.sort(margin)
+    assert np.isfinite(known).all()
+    for shift in (known[0] - 0.1, *(known[1:] + known[:-1]) / 2, known[-1] + 0.1):
         model.config.query_safe_shift = float(shift)
-        assert sum(refused(model, sample) for sample in made) == (margin > shift).sum()
+        assert [refused(model, sample) for sample in made] == (margin > shift).tolist()
 
 
 def test_each_side_is_read_with_its_own_shift(llama):
@@ -116,9 +117,7 @@ def test_held_out_texts_are_flagged_as_often_as_they_violate(llama, tokenizer):
     assert set(shifts) == set(SHIFTS) and all(shifts.values())
     for name, shift in shifts.items():
         setattr(model.config, name, shift)
-    assert set(fitted(model, made).values()) == {0.0} or all(
-        abs(v) < 1e-4 for v in fitted(model, made).values()
-    )
+    assert fitted(model, made) == pytest.approx(dict.fromkeys(SHIFTS, 0.0), abs=1e-4)
 
 
 def test_too_few_responses_of_either_kind_leave_the_guard_as_it_is(llama, tokenizer):
