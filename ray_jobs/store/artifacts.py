@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -38,7 +39,11 @@ def working_path(root: Root, name: str) -> Path:
 
 
 def put_folder(root: Root, local_dir: str, name: str) -> tuple[str, str]:
-    """Copies a folder into the root: (path inside the root, sha256). One stored before is kept."""
+    """Copies a folder into the root: (path inside the root, sha256). One stored before is kept.
+
+    What comes from this root's own working folders is finished, so its files are not copied but linked: a checkpoint
+    takes its room once.
+    """
     source = Path(local_dir)
     if not source.is_dir():
         raise BadInput(f"{local_dir} is not a folder")
@@ -46,7 +51,8 @@ def put_folder(root: Root, local_dir: str, name: str) -> tuple[str, str]:
     target = f"artifacts/{checked(name)}-{sha256[:16]}"
     with storage_errors(f"store {local_dir} as {root.address}/{target}"):
         if root.is_local:
-            _put_local(source, Path(root.path(target)), sha256)
+            own = source.resolve().is_relative_to(Path(root.path("work")).resolve())
+            _put_local(source, Path(root.path(target)), sha256, _link if own else shutil.copy2)
         elif root.get_json(f"{target}/{_LIST}") is None:
             names = _file_names(source)
             for file in names:
@@ -96,17 +102,24 @@ def folder_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _put_local(source: Path, target: Path, sha256: str) -> None:
+def _put_local(source: Path, target: Path, sha256: str, copy: Callable[[str, str], object]) -> None:
     if target.is_dir() and folder_sha256(target) == sha256:
         return
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        shutil.copytree(source, draft)
+        shutil.copytree(source, draft, copy_function=copy)
         if target.is_dir():
             shutil.rmtree(target)  # it does not hold what its name says
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
 
 
 def _fetched(root: Root, relative: str, sha256: str) -> Path:

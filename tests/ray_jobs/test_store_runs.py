@@ -1,6 +1,7 @@
 """Several processes and broken ones: the lock, racing writers, kills, and folders of weights."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,15 @@ def test_a_stored_folder_that_changed_is_refused_and_can_be_stored_again(
         store.get_folder(uri, sha256)
     assert store.put_folder(str(weights), "g") == (uri, sha256)
     assert store.get_folder(uri, sha256) == str(stored)
+
+
+def test_a_folder_of_finished_work_is_stored_without_taking_its_room_twice(store: Store, weights: Path):
+    work = Path(store.artifact_dir("gen_guard-abc")) / "guard"
+    shutil.copytree(weights, work)
+    inside = Path(store.root) / store.put_folder(str(work), "g")[0]
+    outside = Path(store.root) / store.put_folder(str(weights), "other")[0]
+    assert (inside / "shards/w.bin").samefile(work / "shards/w.bin")
+    assert not (outside / "shards/w.bin").samefile(weights / "shards/w.bin")
 
 
 def test_a_working_folder_is_the_same_for_the_same_name(store: Store, tmp_path: Path):
