@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_jobs.head_features import embedded
 from ray_jobs.store import table_schema
 from ray_jobs.synthesis import Quota, Synthesis
-from ray_jobs.voters import embedded
 from synth.ids import row_id
 from synth.prompts import STRATEGIES
 

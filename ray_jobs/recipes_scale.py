@@ -154,7 +154,7 @@ def one_card_roles() -> dict[str, Model]:
     early = vllm("Qwen/Qwen3-4B-Instruct-2507", "instruct", gpus=0.5, length=1024)
     late = vllm("Qwen/Qwen3-4B-Instruct-2507", "instruct", gpus=0.45, length=1024)
     small = vllm("Qwen/Qwen3-0.6B", "reasoning", gpus=0.2, length=1024)  # 1.1 + 0.4 + 1 of 4.4 GiB
-    minilm = Model("local", "minilm", "embedder", options=(("gpus", 0.0), ("device", "cpu")))
+    e5 = Model("local", "multilingual-e5-small", "embedder", options=(("gpus", 0.0), ("device", "cpu")))
     return {
         "writer": early,
         "responder": early,
@@ -164,8 +164,8 @@ def one_card_roles() -> dict[str, Model]:
             "Qwen/Qwen3-1.7B-Base", "base", gpus=0.3, length=1024
         ),  # 3.8 + 0.4 + 1 of 6.6 GiB
         "reasoner": small,
-        "embedder": minilm,
-        "teacher": minilm,
+        "embedder": e5,
+        "teacher": e5,
         "voter-1": early,
         "voter-2": replace(small, kind="instruct"),
         "voter-3": Model("local", "@voters/embed", "head"),

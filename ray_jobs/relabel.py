@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ray_jobs.head_features import embedded
 from ray_jobs.step import Work
-from ray_jobs.voters import embedded, item_text
+from ray_jobs.voters import item_text
 from synth.ids import stable_hash
 
 PART = 8_192  # rows in memory at a time

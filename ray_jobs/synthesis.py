@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ray_jobs.engine import Completion, Failure
+from ray_jobs.head_features import embedded
 from ray_jobs.step import Failed, Work
-from ray_jobs.voters import embedded
 from synth.ids import row_id, seed_for
 from synth.policy import Leaf, Policy, render
 from synth.prompt_filters import Taken, bigrams, first_line, rejection

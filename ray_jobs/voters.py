@@ -1,9 +1,10 @@
 """voters: fitted heads that can vote where no instruct model is at hand.
 
-For each kind of features (sentence embeddings, a language model's hidden states, character n-grams) one head answers
-severity, every category and refusal, on both sides. It is fitted on the `fit` part of the gold set and on the written
-rows (seeds, pairs, sketches). The ballots that the combination is fitted on are out-of-fold: each gold row is
-answered by a head that saw none of its group. So is each written row, for `guardmill policy lint --root`.
+For each kind of features (sentence embeddings, those of an encoder that was trained on the same rows, a language
+model's hidden states, character n-grams) one head answers severity, every category and refusal, on both sides. It is
+fitted on the `fit` part of the gold set and on the written rows (seeds, pairs, sketches). The ballots that the
+combination is fitted on are out-of-fold: each gold row is answered by a head that saw none of its group. So is each
+written row, for `guardmill policy lint --root`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import pyarrow as pa
 
 from label.verdict import render_conversation
 from label.vote import refuse_leaked
+from ray_jobs.head_features import FEATURE_ROLES, Features, features_of
 from ray_jobs.step import Output, Step, Work
 from ray_jobs.step.artifacts import CHECKPOINT, checkpoint_row
 from ray_jobs.store import table_schema
 from synth.errors import BadInput
 from synth.ids import row_id, stable_hash
 from synth.policy import Policy
+from train.encoder import EncoderConfig
 
 if TYPE_CHECKING:
+    from ray_jobs.engine.head import Head
     from ray_jobs.engine.head import Output as HeadOutput
 
 # One voter's answer on one row: probabilities over the severities, per category of the row's side, and of refusal
@@ -42,17 +46,17 @@ BALLOT = table_schema(
         pa.field("raw", pa.string()),
     ]
 )
-FEATURE_ROLES = {"embed": "embedder", "hidden": "hidden", "char_ngrams": ""}
 
 
 @dataclass(frozen=True)
 class VotersConfig:
     """`features` of the heads to fit, one voter each; `folds` for the out-of-fold ballots; `written` bounds the written
-    rows that are fitted on beside the gold rows (0: all)."""
+    rows that are fitted on beside the gold rows (0: all). `encoder`: how "tuned" trains."""
 
     features: tuple[str, ...] = ("embed", "hidden", "char_ngrams")
     folds: int = 5
     written: int = 0
+    encoder: EncoderConfig = EncoderConfig()
 
 
 def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
@@ -60,7 +64,9 @@ def reads(policy: Policy, _leaves: frozenset[str] | None) -> object:
 
 
 def step(config: VotersConfig) -> Step:
-    roles = tuple(FEATURE_ROLES[name] for name in config.features if FEATURE_ROLES[name])
+    if unknown := [name for name in config.features if name not in FEATURE_ROLES]:
+        raise BadInput(f"voters.features knows {', '.join(FEATURE_ROLES)}, not {unknown[0]!r}")
+    roles = tuple(dict.fromkeys(FEATURE_ROLES[name] for name in config.features if FEATURE_ROLES[name]))
     tables = {"voters": CHECKPOINT, "head_ballots": BALLOT}
     return Step(
         "voters", run, config, tables, sides=("gold", "seeds", "written_responses"), roles=roles, reads=reads
@@ -189,10 +195,12 @@ def run(work: Work) -> Output:
         written = order[: work.config.written]
     ballots: list[dict[str, Any]] = []
     checkpoints: list[dict[str, Any]] = []
-    for features in work.config.features:
-        vectors = feature_vectors(work, features, [item.text for item in [*gold, *written]])
-        ballots += out_of_fold(work, features, gold, written, vectors)
-        checkpoints.append(fit_and_store(work, features, [*gold, *written], vectors))
+    items = [*gold, *written]
+    labels = targets(work.policy, items)
+    for kind in work.config.features:
+        read = features_of(work, kind, [item.text for item in items], labels)
+        ballots += out_of_fold(work, kind, items, labels, read)
+        checkpoints.append(fit_and_store(work, kind, labels, read))
     return Output({"voters": checkpoints, "head_ballots": ballots})
 
 
@@ -201,45 +209,28 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def feature_vectors(work: Work, features: str, texts: list[str]) -> np.ndarray:
-    """[n, D] float32."""
-    from ray_jobs.engine.head import ngram_vectors
-
-    if not FEATURE_ROLES[features]:
-        return ngram_vectors(texts)
-    return embedded(work, FEATURE_ROLES[features], texts)
-
-
-def embedded(work: Work, role: str, texts: list[str]) -> np.ndarray:
-    """[n, D] vectors of the model bound to `role`. BadInput when a text cannot be embedded."""
-    from ray_jobs.engine import Failure
-
-    vectors = []
-    for vector in work.engines.get(role).embed(texts):
-        if isinstance(vector, Failure):
-            raise BadInput(f"a row cannot be embedded: {vector.reason}")
-        vectors.append(vector)
-    return np.stack(vectors)
-
-
 def out_of_fold(
-    work: Work, features: str, gold: list[Item], written: list[Item], vectors: np.ndarray
+    work: Work, kind: str, items: list[Item], labels: dict[str, np.ndarray], read: Features
 ) -> list[dict[str, Any]]:
     """Every row's answers by a head that saw none of its group."""
-    from ray_jobs.engine import head
-
-    items = [*gold, *written]
     fold_of = np.array([fold(item.group_id, work.config.folds) for item in items])
-    labels, outputs = targets(work.policy, items), questions(work.policy)
     rows = []
     for number in sorted(set(fold_of)):
         seen, held = fold_of != number, np.flatnonzero(fold_of == number)
         known = {name: values[seen] for name, values in labels.items()}
-        asked = [output for output in outputs if (known[output.name] >= 0).any()]
-        fitted = head.fit(vectors[seen], asked, known, features)
-        answers = fitted.predict(vectors[held])
-        rows += [ballot(work.policy, items[i], features, answers, at) for at, i in enumerate(held)]
+        vectors = read.vectors(seen)
+        answers = fitted(work, kind, known, vectors[seen]).predict(vectors[held])
+        rows += [ballot(work.policy, items[i], kind, answers, at) for at, i in enumerate(held)]
     return rows
+
+
+def fitted(work: Work, kind: str, labels: dict[str, np.ndarray], vectors: np.ndarray) -> Head:
+    """A head that answers every question that one of the rows has an answer to."""
+    from ray_jobs.engine import fingerprint, head
+
+    outputs = [output for output in questions(work.policy) if (labels[output.name] >= 0).any()]
+    base = work.engines.roles[role] if (role := FEATURE_ROLES[kind]) else None
+    return head.fit(vectors, outputs, labels, kind, base, fingerprint(base) if base else "")
 
 
 def fold(group_id: str, folds: int) -> int:
@@ -265,24 +256,22 @@ def ballot(policy: Policy, item: Item, voter: str, answers: dict[str, np.ndarray
     }
 
 
-def fit_and_store(work: Work, features: str, items: list[Item], vectors: np.ndarray) -> dict[str, Any]:
+def fit_and_store(work: Work, kind: str, labels: dict[str, np.ndarray], read: Features) -> dict[str, Any]:
     """The head fitted on everything, stored as a checkpoint named by its features."""
-    from ray_jobs.engine import fingerprint, head
+    from safetensors.torch import save_file
 
-    labels = targets(work.policy, items)
-    outputs = [output for output in questions(work.policy) if (labels[output.name] >= 0).any()]
-    role = FEATURE_ROLES[features]
-    base = work.engines.get(role).model if role else None
-    fitted = head.fit(
-        vectors, outputs, labels, features, base=base, base_fingerprint=fingerprint(base) if base else ""
-    )
+    from ray_jobs.engine import head
+
+    rows = len(next(iter(labels.values())))
+    made = fitted(work, kind, labels, read.vectors(np.ones(rows, dtype=bool)))
     with tempfile.TemporaryDirectory() as folder:
-        head.save(fitted, Path(folder) / features)
+        target = Path(folder) / kind
+        head.save(made, target)
+        if read.changed:
+            save_file(read.changed, target / head.TUNED)
         data = json.dumps({name: version.ref for name, version in work.versions.items()})
-        metrics = json.dumps({"rows": len(items)})
-        return checkpoint_row(
-            work.store, "voters", work.identity, features, "head", Path(folder) / features, metrics, data
-        )
+        metrics = json.dumps({"rows": rows})
+        return checkpoint_row(work.store, "voters", work.identity, kind, "head", target, metrics, data)
 
 
 if __name__ == "__main__":

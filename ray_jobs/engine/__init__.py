@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray_jobs.engine import head as heads
@@ -166,7 +167,7 @@ def actor_name(model: Model) -> str:
         base = _head_and_base(model)[1]
         return actor_name(base) if base else ""
     runtime = sorted(option for option in model.options if option[0] not in IDENTITY_OPTIONS)
-    weights = fingerprint(replace(model, options=()))
+    weights = fingerprint(replace(model, options=tuple(o for o in model.options if o[0] == "tuned")))
     return f"{model.engine}-{form(model)}-{stable_hash(weights, runtime)}"
 
 
@@ -177,5 +178,7 @@ def _head_and_base(model: Model) -> tuple[heads.Head, Model | None]:
         return head, None
     if (found := fingerprint(head.base)) != head.base_fingerprint:
         raise BadInput(f"head {model.name!r} was fitted on {head.base_fingerprint}, but {found} is at hand")
-    runtime = tuple(option for option in model.options if option[0] not in IDENTITY_OPTIONS)
-    return head, replace(head.base, options=head.base.options + runtime)
+    options = head.base.options + tuple(one for one in model.options if one[0] not in IDENTITY_OPTIONS)
+    if (tuned := Path(locate(model.name)) / heads.TUNED).is_file():
+        options += (("tuned", str(tuned)),)
+    return head, replace(head.base, options=options)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ray_jobs.engine.calls import Failure, Model, Prompt, Vector
 from ray_jobs.engine.causal import CausalLM, place
@@ -16,7 +17,8 @@ BATCH_TOKENS = 4096
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model. Texts beyond its own limit (256 tokens for MiniLM) are cut there."""
+    """A sentence-transformers model. Texts beyond its own limit (256 tokens for MiniLM) are cut there. The option
+    `tuned` names a file of weights that training left for some of its layers (train/encoder.py)."""
 
     def __init__(self, model: Model) -> None:
         from sentence_transformers import SentenceTransformer
@@ -25,6 +27,10 @@ class SentenceEmbedder:
             self.model = SentenceTransformer(
                 locate(model.name), device=str(place(model).device), revision=model.revision or None
             )
+            if tuned := str(model.option("tuned", "")):
+                changed = load_file(tuned)
+                if unknown := self.model.load_state_dict(changed, strict=False).unexpected_keys:
+                    raise KeyError(f"{tuned} holds {unknown[0]}, which the model does not have")
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(f"model {model.name!r} cannot be loaded as an embedder: {cause}") from error

@@ -1,15 +1,15 @@
 """A fitted head: linear classifiers on vectors of a text, kept as plain tensors and JSON.
 
-The features of a text are an embedder's vector ("embed"), a causal model's hidden state at its last token
-("hidden"), or hashed character n-grams within words ("char_ngrams", 2 to 5 characters, sublinear counts, no
-model). Each output (severity, categories, refusal …) is a class-balanced logistic regression on the
-standardised vector: a softmax over its labels when they exclude each other, or one sigmoid per label. On
-600 ToxicChat rows such a head on MiniLM vectors reached F1 0.79, where a small language model asked in
-words was at chance.
+The features of a text are an embedder's vector ("embed"), that of an embedder whose upper layers were trained on the
+same questions ("tuned"), a causal model's hidden state at its last token ("hidden"), or hashed character n-grams
+within words ("char_ngrams", 2 to 5 characters, sublinear counts, no model). Each output (severity, categories, refusal
+…) is a class-balanced logistic regression on the standardised vector: a softmax over its labels when they exclude each
+other, or one sigmoid per label. On 600 ToxicChat rows such a head on MiniLM vectors reached F1 0.79, where a small
+language model asked in words was at chance.
 
 A folder holds config.json (features, outputs, labels, and the fingerprint of the model whose vectors it
 was fitted on) and model.safetensors ("<output>.weight" [labels, D], "<output>.bias" [labels], "mean" and
-"scale" [D]).
+"scale" [D]); beside them, for "tuned", encoder.safetensors: the embedder's weights that training changed.
 """
 
 import json
@@ -29,7 +29,7 @@ from ray_jobs.engine.calls import Model
 from ray_jobs.engine.weights import IDENTITY_OPTIONS
 from synth.errors import BadInput
 
-FEATURES = ("embed", "hidden", "char_ngrams")
+TUNED = "encoder.safetensors"
 NGRAM_BUCKETS = 2**15
 
 

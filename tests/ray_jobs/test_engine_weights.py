@@ -59,7 +59,8 @@ def test_hub_and_endpoint_models_are_named_by_name_and_revision():
 
 
 def test_packaged_models_carry_the_official_weights():
-    assert weights.SMOLLM2_SHA256[:20] in weights.fingerprint(local("smollm2-135m"))
+    for name, packed in weights.PACKED.items():
+        assert weights.fingerprint(local(name)) == f"{name}@{packed.sha256[:20]}"
     assert weights.MINILM_SHA256[:20] in weights.fingerprint(local("minilm", "embedder"))
 
 
@@ -87,7 +88,7 @@ def test_a_folder_that_is_not_a_model_gets_one_sentence(tmp_path):
 
 
 def test_a_damaged_package_is_refused_before_anything_is_converted(tmp_path, monkeypatch, cache):
-    (tmp_path / weights.SMOLLM2_GGUF).write_bytes(b"not the model")
+    (tmp_path / weights.PACKED[weights.SMOLLM2].file).write_bytes(b"not the model")
     monkeypatch.setattr(weights, "_packaged", lambda module, distribution: tmp_path)
     with pytest.raises(BadInput, match="is damaged"):
         weights.locate("smollm2-135m")
@@ -95,11 +96,11 @@ def test_a_damaged_package_is_refused_before_anything_is_converted(tmp_path, mon
 
 
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, monkeypatch, cache):
-    (tmp_path / weights.SMOLLM2_GGUF).write_bytes(b"the model")
+    (tmp_path / weights.PACKED[weights.SMOLLM2].file).write_bytes(b"the model")
     monkeypatch.setattr(weights, "_packaged", lambda module, distribution: tmp_path)
-    monkeypatch.setattr(weights, "_sha256", lambda path: weights.SMOLLM2_SHA256)
+    monkeypatch.setattr(weights, "_sha256", lambda path: weights.PACKED[weights.SMOLLM2].sha256)
 
-    def killed(source, file, target):
+    def killed(source, target):
         (target / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
@@ -108,9 +109,9 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, monkey
         weights.locate("smollm2-135m")
     assert list((cache / "models").iterdir()) == []
     monkeypatch.setattr(
-        weights, "_convert_gguf", lambda s, f, target: (target / "config.json").write_text("{}")
+        weights, "_convert_gguf", lambda source, target: (target / "config.json").write_text("{}")
     )
-    assert os.listdir(weights.locate("smollm2-135m")) == ["config.json"]
+    assert sorted(os.listdir(weights.locate("smollm2-135m"))) == ["config.json", "source.json"]
 
 
 def test_a_missing_package_is_named(monkeypatch):
