@@ -95,6 +95,17 @@ def sentences(texts: tuple[str, ...]) -> np.ndarray:
     return model.encode(list(texts), batch_size=64, show_progress_bar=False)
 
 
+def multilingual(texts: tuple[str, ...]) -> np.ndarray:
+    """multilingual-e5-small on the first 128 tokens."""
+    from sentence_transformers import SentenceTransformer
+
+    from ray_jobs.engine.weights import locate
+
+    model = SentenceTransformer(locate("multilingual-e5-small"), device="cpu")
+    model.max_seq_length = 128
+    return model.encode(list(texts), batch_size=64, show_progress_bar=False)
+
+
 def characters(texts: tuple[str, ...]) -> np.ndarray:
     """Character n-grams, 256 dimensions."""
     from sklearn.decomposition import TruncatedSVD

@@ -3,11 +3,15 @@
     python benchmarks/voters.py --root ROOT [--folder DIR] [--json FILE]
 
 The gold rows were written so that words do not give their labels away. A quarter of their groups is the test set. On
-the rest, and on the rows that the finished run ROOT was given with a label (seeds), are fitted: a logistic head on
-MiniLM vectors, as the recipe `local` has it, on an eighth, a quarter, a half and all of the gold rows; and SmolLM2-135M
-as a generative guard, its top layers trained (some twenty minutes), as `guardmill train gen` makes one and as any
-recipe can bind it as a voter. Nothing is fitted on the test rows. `surest`: F1 on the 80 % of them that a voter is
-surest of.
+the rest, and on the rows that the finished run ROOT was given with a label (seeds), are fitted:
+
+* a logistic head on the vectors of multilingual-e5-small, as the recipe `local` has it, on an eighth, a quarter, a half
+  and all of the gold rows; and on MiniLM's;
+* the same encoder with its upper layers trained (features "tuned", a few minutes);
+* SmolLM2-135M as a generative guard, its top layers trained (some twenty minutes), as `guardmill train gen` makes one
+  and as any recipe can bind it as a voter.
+
+Nothing is fitted on the test rows. `surest`: F1 on the 80 % of them that a voter is surest of.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ from typing import Any
 
 import numpy as np
 from guard_answers import TEMPLATE, Options, Plan, train
-from label_sets import claim, environment, kept, sentences
+from label_sets import claim, environment, kept, multilingual, sentences
+from sentence_transformers import SentenceTransformer
 from sklearn.metrics import roc_auc_score
 
 from label.folds import fold_of
 from label.scores import score
 from ray_jobs.engine import head
+from ray_jobs.engine.weights import locate
 from ray_jobs.eval_formats import EvalRow
 from ray_jobs.file_guards import Checkpoint, Judgement, judge
 from ray_jobs.store import Store
 from synth.policy import Policy, load_gold, load_policy
+from train.encoder import EncoderConfig, EncoderTrainer
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 SURE, DRAWS = 0.8, 3
@@ -65,23 +72,48 @@ def heads(
     fitted_on: list[EvalRow], written: list[EvalRow], test: list[EvalRow], policy: Policy
 ) -> dict[str, np.ndarray]:
     """[draws, n] probabilities on the test rows, by what the head was fitted on."""
-    names = policy.severity_names
-    vectors = kept(sentences, tuple(row.prompt for row in [*fitted_on, *written, *test]))
+    texts = tuple(row.prompt for row in [*fitted_on, *written, *test])
     gold, cut = len(fitted_on), len(fitted_on) + len(written)
-    labels = np.array([names.index(row.severity) for row in [*fitted_on, *written]])
-    violating, told = [policy.violates(name, "strict") for name in names], {}
+    labels = severities([*fitted_on, *written], policy)
+    e5, told = kept(multilingual, texts), {}
     for added, rest in (("gold", np.arange(0)), ("gold and written", np.arange(gold, cut))):
         for share in SHARES:
             draws = []
             for seed in range(DRAWS):
                 chosen = np.random.default_rng(seed).choice(gold, round(share * gold), replace=False)
                 taken = np.concatenate([chosen, rest])
-                fitted = head.fit(
-                    vectors[taken], [head.Output("severity", names)], {"severity": labels[taken]}, "embed"
-                )
-                draws.append(fitted.predict(vectors[cut:])["severity"][:, violating].sum(axis=1))
-            told[f"head, {round(share * gold)} {added}"] = np.stack(draws)
+                draws.append(by_head(e5[taken], labels[taken], e5[cut:], policy))
+            told[f"head on E5, {round(share * gold)} {added}"] = np.stack(draws)
+    minilm = kept(sentences, texts)
+    told[f"head on MiniLM, {gold} gold and written"] = by_head(minilm[:cut], labels, minilm[cut:], policy)[
+        None
+    ]
+    tuned = trained(texts, labels, policy)
+    told[f"head on trained E5, {gold} gold and written"] = by_head(tuned[:cut], labels, tuned[cut:], policy)[
+        None
+    ]
     return told
+
+
+def severities(rows: list[EvalRow], policy: Policy) -> np.ndarray:
+    return np.array([policy.severity_names.index(row.severity) for row in rows])
+
+
+def by_head(vectors: np.ndarray, labels: np.ndarray, asked: np.ndarray, policy: Policy) -> np.ndarray:
+    """[n] probabilities of violating for the vectors `asked`, by a head on the others."""
+    names = policy.severity_names
+    fitted = head.fit(vectors, [head.Output("severity", names)], {"severity": labels}, "embed")
+    violating = [policy.violates(name, "strict") for name in names]
+    return fitted.predict(asked)["severity"][:, violating].sum(axis=1)
+
+
+def trained(texts: tuple[str, ...], labels: np.ndarray, policy: Policy) -> np.ndarray:
+    """[n, D] vectors of E5 after its upper layers were trained on the first texts, which have labels."""
+    encoder = SentenceTransformer(locate("multilingual-e5-small"), device="cpu")
+    trainer = EncoderTrainer(encoder, texts, EncoderConfig())
+    known = np.concatenate([labels, np.full(len(texts) - len(labels), -1)])
+    trainer.fit({"severity": known}, known >= 0)
+    return trainer.vectors()
 
 
 def guard(rows: list[EvalRow], test: list[EvalRow], policy: Policy, folder: Path, layers: int) -> np.ndarray:
@@ -130,13 +162,17 @@ def main() -> None:
     told = heads(gold, written, test, policy)
     tuned = guard([*gold, *written], test, policy, asked.folder, asked.layers)[None]
     told[f"guard, {len(gold)} gold and written"] = tuned
-    told["guard and head, mean"] = (tuned + told[f"head, {len(gold)} gold and written"][:1]) / 2
+    learnt = told[f"head on trained E5, {len(gold)} gold and written"]
+    told["mean of guard and trained E5"] = (tuned + learnt) / 2
+    told["mean of those and head on E5"] = (
+        tuned + learnt + told[f"head on E5, {len(gold)} gold and written"][:1]
+    ) / 3
     told["every prompt violates"] = np.ones((1, len(test)))
     records = [one for system, draws in told.items() for one in measured(system, draws, test)]
     print(f"{len(gold)} gold rows and {len(written)} written ones to fit on, {len(test)} to test on")
     for one in records:
         print(
-            f"{one['system']:<34} {one['language']:<3} {one['rows']:>4} rows  AUC {one['auc']:.3f}  "
+            f"{one['system']:<40} {one['language']:<3} {one['rows']:>4} rows  AUC {one['auc']:.3f}  "
             f"F1 {one['f1_f1']:.3f} [{one['f1_low']:.3f}, {one['f1_high']:.3f}]  "
             f"surest {one['surest_f1']:.3f} [{one['surest_low']:.3f}, {one['surest_high']:.3f}]"
         )

@@ -7,10 +7,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as token_models
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.encoders import tiny_encoder
 from train.encoder import EncoderConfig, EncoderTrainer
 
 WORDS = ["good", "bad", *(f"w{i}" for i in range(30))]
@@ -19,19 +17,7 @@ QUICK = EncoderConfig(layers=1, epochs=12, lr=3e-3, head_lr=1e-2, batch_tokens=2
 
 @pytest.fixture
 def encoder(tmp_path):
-    torch.manual_seed(0)
-    words = Tokenizer(
-        token_models.WordLevel({w: i for i, w in enumerate(["<pad>", "<unk>", *WORDS])}, "<unk>")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(
-        tmp_path
-    )
-    shape = BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-                       intermediate_size=48, max_position_embeddings=32)  # fmt: skip
-    BertModel(shape).save_pretrained(tmp_path)
-    parts = [modules.Transformer(str(tmp_path)), modules.Pooling(32), modules.Normalize()]
-    return SentenceTransformer(modules=parts, device="cpu")
+    return tiny_encoder(tmp_path / "encoder", WORDS)
 
 
 def texts(count, seed):
