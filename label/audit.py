@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from label.calibration import calibration_error, reliability
-from label.combiners import Floats, Ints, Majority, votes_of
+from label.combiners import Floats, Ints, Majority, decide, votes_of, who_answered
 from label.vote import (
     Ballots,
     Combiner,
@@ -91,10 +91,12 @@ def audit(
     flags = np.asarray(violating, dtype=bool)
     votes, truth = votes_of(ballots.severity), flags[gold.labels]
     weights = _resamples(gold.groups, seed)
-    labels, confidence, abstain = _held_out_combination(ballots, gold, flags, target_precision, seed, repeats)
+    labels, confidence, abstain, mass = _held_out_combination(
+        ballots, gold, flags, target_precision, seed, repeats
+    )
     combined = _f1_samples(truth, flags[labels], weights)
-    majority = flags[Majority().posterior(ballots.severity).argmax(axis=1)]
-    single = {name: (votes[:, at] >= 0) & flags[votes[:, at]] for at, name in enumerate(ballots.voters)}
+    majority = flags[decide(Majority().posterior(ballots.severity), flags)]
+    single = {name: _flagged(ballots.severity[:, at], flags) for at, name in enumerate(ballots.voters)}
     f1 = {name: _f1_of(truth, flagged) for name, flagged in single.items()}
     best = max(f1, key=lambda name: f1[name])
     compared = {"best_voter": single[best], "majority": majority}
@@ -115,6 +117,9 @@ def audit(
         "surest": {
             str(share): _surest_f1(gold.labels, labels, confidence, flags, share) for share in (0.8, 0.9, 1.0)
         },
+        "surest_violating": {
+            "0.8": _surest_f1(gold.labels, labels, np.abs(mass - 0.5), flags, 0.8),
+        },
         "abstained": float(abstain.mean()),
         "precision_kept": float((labels == gold.labels)[~abstain].mean()) if (~abstain).any() else None,
         "calibration": calibration_error(confidence, labels == gold.labels),
@@ -125,16 +130,22 @@ def audit(
     }
 
 
+def _flagged(probs: Floats, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[n] whether one voter, [n, S], says that a row violates; not where it abstained."""
+    answered = who_answered(probs[:, None])[:, 0]
+    return answered & flags[decide(np.nan_to_num(probs), flags)]
+
+
 def _f1_of(truth: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> float:
     return float(_f1_samples(truth, flagged, np.ones((1, len(truth))))[0])
 
 
 def _held_out_combination(
     ballots: Ballots, gold: Gold, flags: NDArray[np.bool_], target_precision: float, seed: int, repeats: int
-) -> tuple[Ints, Floats, NDArray[np.bool_]]:
-    """(labels, confidence, abstain) of every gold row by a combiner fitted on other groups only."""
+) -> tuple[Ints, Floats, NDArray[np.bool_], Floats]:
+    """(labels, confidence, abstain, probability of violating) of every gold row by a combiner of other groups."""
     labels, confidence = np.zeros(len(gold.labels), dtype=np.int64), np.zeros(len(gold.labels))
-    abstain = np.zeros(len(gold.labels), dtype=bool)
+    abstain, mass = np.zeros(len(gold.labels), dtype=bool), np.zeros(len(gold.labels))
     for train, test in group_folds(gold, flags, 1, seed)[0]:
         inner = Gold(
             tuple(gold.ids[at] for at in train), tuple(gold.groups[at] for at in train), gold.labels[train]
@@ -144,7 +155,8 @@ def _held_out_combination(
             ballots.take(train), None if one_group else inner, flags.tolist(), target_precision, repeats, seed
         )
         labels[test], confidence[test], abstain[test] = combine(fitted, ballots.take(test))
-    return labels, confidence, abstain
+        mass[test] = fitted.model.posterior(ballots.severity[test])[:, flags].sum(axis=1)
+    return labels, confidence, abstain, mass
 
 
 def _surest_f1(
@@ -177,14 +189,14 @@ def _voter_reports(
     folds = group_folds(gold, flags, 1, seed)[0]
     fit = candidates()[fit_combiner(ballots, gold, flags.tolist(), seed=seed).report["chosen"]]
     full = violating_f1(
-        gold.labels, held_out(fit, ballots.severity, gold.labels, folds).argmax(axis=1), flags
+        gold.labels, decide(held_out(fit, ballots.severity, gold.labels, folds), flags), flags
     )
     result: dict[str, Any] = {}
     for at, name in enumerate(ballots.voters):
         mine = votes[:, at]
         result[name] = {
             "abstained": float((mine < 0).mean()),
-            "f1": _f1_of(truth, (mine >= 0) & flags[mine]),
+            "f1": _f1_of(truth, _flagged(ballots.severity[:, at], flags)),
             "cost": costs.get(name),
             "confusion": confusion(gold.labels, mine, values),
             "by": {
@@ -197,7 +209,7 @@ def _voter_reports(
             },
         }
         if len(ballots.voters) > 1:
-            rest = held_out(fit, ballots.without(at).severity, gold.labels, folds).argmax(axis=1)
+            rest = decide(held_out(fit, ballots.without(at).severity, gold.labels, folds), flags)
             result[name]["adds_f1"] = full - violating_f1(gold.labels, rest, flags)
     return result
 

@@ -44,6 +44,16 @@ def mean_probability(probs: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), 1.0 / probs.shape[2])
 
 
+def decide(posterior: Floats, violating: NDArray[np.bool_]) -> Ints:
+    """[n, S] -> [n]: whether a row violates goes before how badly.
+
+    Where the violating severities together have more than half, the likeliest of them, else the likeliest of the rest:
+    a row that is surely Controversial or Unsafe is not Safe because neither of the two has as much as Safe.
+    """
+    flagged = posterior[:, violating].sum(axis=1) > 0.5
+    return np.where(flagged[:, None] == violating, posterior, -1.0).argmax(axis=1)
+
+
 def _one_hot(votes: Ints, severities: int) -> Floats:
     return (votes[:, :, None] == np.arange(severities)).astype(np.float64)
 

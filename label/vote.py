@@ -6,7 +6,8 @@ one standard error of the highest (of the paired gap, bootstrapped over groups),
 confidences have the lowest Brier score, since F1 does not see how sure a label is; equal ones go to the earlier in the
 order majority, weighted, dawid_skene, stacked (weaker regularisation last). Its calibration and abstain band come from
 the same held-out confidences. Without gold there is the majority, flagged as uncalibrated, and nothing is known about
-its quality. Categories and refusal: most frequent answer, ties broken by the voters' calibrated weight.
+its quality. A label says first whether a row violates and then how badly (`combiners.decide`). Categories and
+refusal: most frequent answer, ties broken by the voters' calibrated weight.
 """
 
 from collections.abc import Callable, Hashable, Sequence, Set
@@ -24,7 +25,7 @@ from label.calibration import (
     choose_calibration,
     reliability,
 )
-from label.combiners import CombinerModel, Floats, Ints, Majority
+from label.combiners import CombinerModel, Floats, Ints, Majority, decide
 from label.compare import difference
 from synth.errors import BadInput
 
@@ -82,6 +83,7 @@ class Combiner:
 
     voters: tuple[str, ...]
     severities: tuple[str, ...]
+    violating: tuple[bool, ...]
     model: CombinerModel
     voter_weights: tuple[float, ...]
     calibration: Calibration = field(default_factory=Calibration)
@@ -94,6 +96,7 @@ class Combiner:
         return {
             "voters": list(self.voters),
             "severities": list(self.severities),
+            "violating": list(self.violating),
             "model": combiners.model_to_dict(self.model),
             "voter_weights": list(self.voter_weights),
             "calibration": self.calibration.to_dict(),
@@ -107,6 +110,7 @@ class Combiner:
         return cls(
             voters=tuple(fields["voters"]),
             severities=tuple(fields["severities"]),
+            violating=tuple(fields["violating"]),
             model=combiners.model_from_dict(fields["model"]),
             voter_weights=tuple(fields["voter_weights"]),
             calibration=Calibration.from_dict(fields["calibration"]),
@@ -196,7 +200,7 @@ def as_good(
 ) -> list[str]:
     """The combiners that are not behind the one of the highest F1 by more than one standard error of the gap."""
     truth, best = violating[gold.labels], max(means, key=lambda name: means[name])
-    said = {name: violating[posterior.argmax(axis=1)] for name, posterior in posteriors.items()}
+    said = {name: violating[decide(posterior, violating)] for name, posterior in posteriors.items()}
     gaps = {name: difference(truth, said[best], said[name], gold.groups, 200) for name in said}
     return [name for name, gap in gaps.items() if means[best] - means[name] <= gap.standard_error]
 
@@ -217,27 +221,27 @@ def fit_combiner(
     flags = np.asarray(violating, dtype=bool)
     if gold is None:
         even = tuple(1.0 for _ in ballots.voters)
-        return Combiner(ballots.voters, ballots.severities, Majority(), even, report={"gold_rows": 0})
+        names = (ballots.voters, ballots.severities, tuple(flags.tolist()))
+        return Combiner(*names, Majority(), even, report={"gold_rows": 0})
     probs, fits = ballots.severity, candidates()
     folds = group_folds(gold, flags, repeats, seed)
     posteriors = {
         name: [held_out(fit, probs, gold.labels, fold) for fold in folds] for name, fit in fits.items()
     }
     scores = {
-        name: [violating_f1(gold.labels, posterior.argmax(axis=1), flags) for posterior in repeated]
+        name: [violating_f1(gold.labels, decide(posterior, flags), flags) for posterior in repeated]
         for name, repeated in posteriors.items()
     }
     means = {name: round(float(np.mean(values)), 3) for name, values in scores.items()}
     firsts = {name: repeated[0] for name, repeated in posteriors.items()}
+    said = {name: decide(posterior, flags) for name, posterior in firsts.items()}
     calibrated = {
-        name: choose_calibration(
-            firsts[name].max(axis=1), firsts[name].argmax(axis=1) == gold.labels, folds[0]
-        )
+        name: choose_calibration(_at(firsts[name], said[name]), said[name] == gold.labels, folds[0])
         for name in as_good(firsts, means, gold, flags)
     }
     brier = {name: round(min(one.brier.values()), 4) for name, one in calibrated.items()}
     chosen = min(brier, key=lambda name: brier[name])
-    crossed, correct = calibrated[chosen], firsts[chosen].argmax(axis=1) == gold.labels
+    crossed, correct = calibrated[chosen], said[chosen] == gold.labels
     threshold, reached = abstain_threshold(crossed.confidence, correct, target_precision)
     report = {
         "gold_rows": len(gold.ids),
@@ -251,7 +255,7 @@ def fit_combiner(
         "gold_kept": float((crossed.confidence >= threshold).mean()),
     }
     model, weighted = fits[chosen](probs, gold.labels), combiners.fit_weighted(probs, gold.labels)
-    names = (ballots.voters, ballots.severities)
+    names = (ballots.voters, ballots.severities, tuple(flags.tolist()))
     return Combiner(*names, model, weighted.weights, crossed.calibration, threshold, True, report)
 
 
@@ -261,8 +265,14 @@ def combine(combiner: Combiner, ballots: Ballots) -> tuple[Ints, Floats, NDArray
         raise BadInput(f"ballots of voters {ballots.voters} given to a combiner of {combiner.voters}")
     posterior = combiner.model.posterior(ballots.severity)
     silent = (combiners.votes_of(ballots.severity) < 0).all(axis=1)
-    confidence = np.where(silent, 0.0, combiner.calibration.apply(posterior.max(axis=1)))
-    return posterior.argmax(axis=1), confidence, silent | (confidence < combiner.abstain_below)
+    labels = decide(posterior, np.asarray(combiner.violating))
+    confidence = np.where(silent, 0.0, combiner.calibration.apply(_at(posterior, labels)))
+    return labels, confidence, silent | (confidence < combiner.abstain_below)
+
+
+def _at(posterior: Floats, labels: Ints) -> Floats:
+    """[n] what each row's label has of [n, S]."""
+    return np.take_along_axis(posterior, labels[:, None], axis=1)[:, 0]
 
 
 def combine_categories(

@@ -52,7 +52,7 @@ def step(config: CombinerConfig) -> Step:
         sides=("gold", "voters", "head_ballots"),
         roles=("voter",),
         reads=reads,
-        revision=4,  # guards vote with probabilities
+        revision=5,  # whether a row violates is decided before how badly
     )
 
 

@@ -16,7 +16,7 @@ from label.calibration import (
     fit_platt,
     fit_temperature,
 )
-from label.combiners import fit_dawid_skene, fit_weighted, votes_of
+from label.combiners import Majority, decide, fit_dawid_skene, fit_weighted, votes_of
 from label.vote import (
     Ballots,
     Combiner,
@@ -66,7 +66,7 @@ def fitted():
 def test_the_chosen_combiner_beats_the_majority_where_voters_differ_in_skill(fitted):
     _, _, combiner = fitted
     scores, brier = combiner.report["cv_f1"], combiner.report["cv_brier"]
-    assert scores[combiner.report["chosen"]] > scores["majority"] + 0.02
+    assert scores[combiner.report["chosen"]] > scores["majority"]
     assert brier[combiner.report["chosen"]] == min(brier.values()) and "majority" not in brier
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 2000)
@@ -74,22 +74,29 @@ def test_the_chosen_combiner_beats_the_majority_where_voters_differ_in_skill(fit
     predicted, confidence, abstain = combine(combiner, fresh)
     correct = predicted == labels
     assert calibration_error(confidence, correct)["debiased"] < 0.06
-    assert correct.mean() > 0.85
+    plain = Majority().posterior(fresh.severity).argmax(axis=1)
+    assert correct.mean() > max(0.85, (plain == labels).mean() + 0.05)
     assert not abstain.any() or correct[~abstain].mean() > correct.mean()
 
 
 def test_of_combiners_equal_in_f1_the_one_that_knows_how_sure_it_is_is_chosen():
     rng = np.random.default_rng(5)
-    labels, sure = rng.integers(0, 3, 600), rng.choice((0.4, 0.95), 600)
-    said = np.where(rng.random(600) < sure, labels, (labels + rng.integers(1, 3, 600)) % 3)
-    alike = np.full((600, 3), 0.0) + ((1 - sure) / 2)[:, None]
+    labels, sure = rng.integers(0, 2, 600), rng.choice((0.55, 0.95), 600)
+    said = np.where(rng.random(600) < sure, labels, 1 - labels)
+    alike = np.zeros((600, 2)) + (1 - sure)[:, None]
     alike[np.arange(600), said] = sure
-    combiner = fit_combiner(
-        Ballots(("a", "b"), SEVERITIES, np.stack([alike, alike], axis=1)), gold_of(labels), VIOLATING
-    )
+    ballots = Ballots(("a", "b"), ("Safe", "Unsafe"), np.stack([alike, alike], axis=1))
+    combiner = fit_combiner(ballots, gold_of(labels), (False, True))
     scores, brier = combiner.report["cv_f1"], combiner.report["cv_brier"]
     assert scores["dawid_skene"] == pytest.approx(scores[combiner.report["chosen"]], abs=0.02)
     assert combiner.report["chosen"] != "dawid_skene" and brier["dawid_skene"] > min(brier.values()) + 0.02
+
+
+def test_a_row_that_surely_violates_is_not_safe_because_nobody_knows_how_badly():
+    posterior = np.array([[0.45, 0.15, 0.40], [0.45, 0.30, 0.25], [0.55, 0.05, 0.40], [1 / 3, 1 / 3, 1 / 3]])
+    assert decide(posterior, np.array(VIOLATING)).tolist() == [2, 1, 0, 1]
+    assert decide(posterior, np.array([False, False, True])).tolist() == [0, 0, 0, 0]
+    assert decide(posterior, np.array([True, True, True])).tolist() == posterior.argmax(axis=1).tolist()
 
 
 def test_a_combiner_that_is_behind_by_more_than_chance_is_not_as_good():
@@ -241,7 +248,7 @@ def test_categories_are_the_most_frequent_answer_and_ties_go_to_the_weightier_vo
     severity = np.tile([0.0, 0.0, 1.0], (3, 3, 1))
     ballots = Ballots(("a", "b", "c"), SEVERITIES, severity, category=category)
     combiner = Combiner(
-        ("a", "b", "c"), SEVERITIES, fit_combiner(ballots, None, VIOLATING).model, (0.5, 2.0, 0.1)
+        ("a", "b", "c"), SEVERITIES, VIOLATING, fit_combiner(ballots, None, VIOLATING).model, (0.5, 2.0, 0.1)
     )
     chosen = combine_categories(combiner, ballots, np.array([2, 2, 2]))
     assert chosen[0].tolist() == [False, True, False]
@@ -255,7 +262,7 @@ def test_refusal_is_the_majority_ties_by_weight_and_unknown_without_votes():
     ballots = Ballots(("a", "b", "c"), SEVERITIES, np.full((3, 3, 3), 1 / 3), refusal=refusal)
     model = fit_combiner(ballots, None, VIOLATING).model
     assert combine_refusal(
-        Combiner(ballots.voters, SEVERITIES, model, (1.0, 2.0, 1.0)), ballots
+        Combiner(ballots.voters, SEVERITIES, VIOLATING, model, (1.0, 2.0, 1.0)), ballots
     ).tolist() == [1, 0, -1]
 
 
