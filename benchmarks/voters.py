@@ -112,7 +112,7 @@ def trained(texts: tuple[str, ...], labels: np.ndarray, policy: Policy) -> np.nd
     encoder = SentenceTransformer(locate("multilingual-e5-small"), device="cpu")
     trainer = EncoderTrainer(encoder, texts, EncoderConfig())
     known = np.concatenate([labels, np.full(len(texts) - len(labels), -1)])
-    trainer.fit({"severity": known}, known >= 0)
+    trainer.fit({"severity": known})
     return trainer.vectors()
 
 

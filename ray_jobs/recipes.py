@@ -56,7 +56,7 @@ from train.encoder import EncoderConfig
 # one of the prefix; a continuation and 25 tokens of instruction; 80 tokens through an encoder of 21M, without cache.
 LOCAL_COSTS = Costs(rollout=3.5, guard=10.0, judge=3.5)
 
-# What a sentence encoder learns of the policy in a minute on two cores.
+# What a sentence encoder learns of the policy in less than a minute on two cores.
 QUICK = EncoderConfig(layers=4, epochs=4, lr=3e-4, batch_tokens=1536)
 
 # bfloat16 where the CPU multiplies it in hardware: more texts a second, but a text may then depend on its batch.
@@ -108,7 +108,7 @@ class Recipe:
 def local() -> Recipe:
     """Two cores, no GPU: SmolLM2-135M writes and rolls out, fitted heads vote and judge, our own guards guard."""
     smollm2 = Model("local", "smollm2-135m", "base", options=(FAST,))
-    e5 = Model("local", "multilingual-e5-small", "embedder")
+    e5 = Model("local", "multilingual-e5-small", "embedder", options=(FAST,))
     return Recipe(
         name="local",
         report=ReportConfig("local"),
@@ -123,13 +123,13 @@ def local() -> Recipe:
             "backbone": Model("local", "smollm2-135m", "base"),
             "rollout-1": replace(smollm2, kind="instruct"),
             "guard": Model("local", "@gen_guard/guard", "gen_guard", options=(FAST,)),
-            "judge": Model("local", "@voters/tuned", "head"),
+            "judge": Model("local", "@voters/tuned", "head", options=(FAST,)),
             "gen_guard": Model("local", "@gen_guard/guard", "gen_guard", options=(FAST,)),
             "gen_guard_control": Model("local", "@gen_guard/control", "gen_guard", options=(FAST,)),
             "stream_guard": Model("local", "@stream_guard/guard", "stream_guard", options=(FAST,)),
             "stream_guard_control": Model("local", "@stream_guard/control", "stream_guard", options=(FAST,)),
-            "voter-1": Model("local", "@voters/embed", "head"),
-            "voter-2": Model("local", "@voters/tuned", "head"),
+            "voter-1": Model("local", "@voters/embed", "head", options=(FAST,)),
+            "voter-2": Model("local", "@voters/tuned", "head", options=(FAST,)),
             "voter-3": Model("local", "@voters/char_ngrams", "head"),
             **local_roles(),
         },
@@ -137,7 +137,7 @@ def local() -> Recipe:
         gold=GoldConfig(limit=1030, test_share=0.15),
         prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.0),
         responses=ResponsesConfig(share=0.09, sampling=Sampling(max_tokens=40, temperature=0.8)),
-        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), folds=3, written=600, encoder=QUICK),
+        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), written=1800, encoder=QUICK),
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(
             rows=640,

@@ -4,7 +4,7 @@ For each kind of features (sentence embeddings, those of an encoder that was tra
 model's hidden states, character n-grams) one head answers severity, every category and refusal, on both sides. It is
 fitted on the `fit` part of the gold set and on the written rows (seeds, pairs, sketches). The ballots that the
 combination is fitted on are out-of-fold: each gold row is answered by a head that saw none of its group. So is each
-written row, for `guardmill policy lint --root`.
+written row, for `guardmill policy lint --root`; but by "tuned", whose encoder was taught the written rows.
 """
 
 from __future__ import annotations
@@ -197,9 +197,12 @@ def run(work: Work) -> Output:
     checkpoints: list[dict[str, Any]] = []
     items = [*gold, *written]
     labels = targets(work.policy, items)
+    unseen = {item.group_id for item in gold}
+    teaches = np.array([item.group_id not in unseen for item in items])
     for kind in work.config.features:
-        read = features_of(work, kind, [item.text for item in items], labels)
-        ballots += out_of_fold(work, kind, items, labels, read)
+        read = features_of(work, kind, [item.text for item in items], labels, teaches)
+        answered = len(gold) if read.changed else len(items)
+        ballots += out_of_fold(work, kind, items, labels, read.vectors, answered)
         checkpoints.append(fit_and_store(work, kind, labels, read))
     return Output({"voters": checkpoints, "head_ballots": ballots})
 
@@ -210,15 +213,18 @@ def plain(text: str) -> str:
 
 
 def out_of_fold(
-    work: Work, kind: str, items: list[Item], labels: dict[str, np.ndarray], read: Features
+    work: Work,
+    kind: str,
+    items: list[Item],
+    labels: dict[str, np.ndarray],
+    vectors: np.ndarray,
+    answered: int,
 ) -> list[dict[str, Any]]:
-    """Every row's answers by a head that saw none of its group."""
-    fold_of = np.array([fold(item.group_id, work.config.folds) for item in items])
-    rows = []
-    for number in sorted(set(fold_of)):
-        seen, held = fold_of != number, np.flatnonzero(fold_of == number)
+    """The first `answered` items' answers by a head that saw none of their group."""
+    fold_of, rows = np.array([fold(item.group_id, work.config.folds) for item in items]), []
+    for number in sorted(set(fold_of[:answered])):
+        seen, held = fold_of != number, np.flatnonzero(fold_of[:answered] == number)
         known = {name: values[seen] for name, values in labels.items()}
-        vectors = read.vectors(seen)
         answers = fitted(work, kind, known, vectors[seen]).predict(vectors[held])
         rows += [ballot(work.policy, items[i], kind, answers, at) for at, i in enumerate(held)]
     return rows
@@ -263,7 +269,7 @@ def fit_and_store(work: Work, kind: str, labels: dict[str, np.ndarray], read: Fe
     from ray_jobs.engine import head
 
     rows = len(next(iter(labels.values())))
-    made = fitted(work, kind, labels, read.vectors(np.ones(rows, dtype=bool)))
+    made = fitted(work, kind, labels, read.vectors)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / kind
         head.save(made, target)

@@ -38,9 +38,9 @@ class EncoderConfig:
 
 
 class EncoderTrainer:
-    """Trains `model` for the questions about `texts`, as often as asked, each time from what it was.
+    """Trains `model` in place for questions about `texts`.
 
-    What the lower layers make of the texts never changes: it is computed once, in `float32` [tokens, D] per text.
+    What the lower layers make of the texts never changes: it is computed once, float32 [tokens, D] per text.
     """
 
     def __init__(self, model: SentenceTransformer, texts: Sequence[str], config: EncoderConfig) -> None:
@@ -48,38 +48,31 @@ class EncoderTrainer:
         self.model, self.config = model, config
         self.lower, self.upper = _halves(model, config.layers)
         model.eval().requires_grad_(False)
-        self.trained = dict(self.upper.encoder.layer.named_parameters())
-        self.before = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
         self.read = self._through_lower(texts)
 
-    def fit(self, targets: Mapping[str, np.ndarray], seen: np.ndarray) -> dict[str, torch.Tensor]:
-        """Train on the texts in `seen` [N] and return the tensors that changed, by their names in the model's state.
+    def fit(self, targets: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """Train, and return the tensors that changed, by their names in the model's state.
 
-        targets[question]: label indices [N], -1 where a text has no answer. A question with one label is left out;
-        where none is left nothing is trained.
+        targets[question]: label indices [N], -1 where a text has no answer; a text without any teaches nothing. A
+        question with one label is left out; where none is left nothing is trained.
         """
         import torch
 
-        for name, tensor in self.trained.items():
-            tensor.data.copy_(self.before[name])
-        known = {name: np.where(seen, values, -1) for name, values in targets.items()}
-        asked = [values for values in known.values() if len(np.unique(values[values >= 0])) > 1]
+        asked = [values for values in targets.values() if len(np.unique(values[values >= 0])) > 1]
         if not asked or not self.config.epochs:
             return {}
         torch.manual_seed(self.config.seed)
-        width = self.before[next(iter(self.before))].shape[-1]
-        heads = torch.nn.ModuleList(torch.nn.Linear(width, int(values.max()) + 1) for values in asked)
-        for tensor in self.trained.values():
+        trained = list(self.upper.encoder.layer.parameters())
+        heads = torch.nn.ModuleList(
+            torch.nn.Linear(trained[0].shape[-1], int(values.max()) + 1) for values in asked
+        ).to(self.model.device)
+        for tensor in trained:
             tensor.requires_grad_(True)
-        self._descend(heads.to(self.model.device), asked, np.flatnonzero(seen))
-        for tensor in self.trained.values():
-            tensor.requires_grad_(False)
-        changed = {id(tensor): tensor for tensor in self.trained.values()}
-        return {
-            name: tensor.detach().cpu().clone()
-            for name, tensor in self.model.named_parameters()
-            if id(tensor) in changed
-        }
+        self._descend(trained, heads, asked)
+        changed = [name for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+        self.model.requires_grad_(False)
+        state = self.model.state_dict()
+        return {name: state[name].cpu().clone() for name in changed}
 
     def vectors(self) -> np.ndarray:
         """[N, D] of all texts, as the model with its present weights gives them."""
@@ -130,18 +123,19 @@ class EncoderTrainer:
         pooled = self.model[1]({"token_embeddings": read_BLD, "attention_mask": mask_BL})
         return pooled["sentence_embedding"]
 
-    def _descend(self, heads: torch.nn.ModuleList, asked: list[np.ndarray], rows: np.ndarray) -> None:
+    def _descend(self, trained: list[Any], heads: torch.nn.ModuleList, asked: list[np.ndarray]) -> None:
         import torch
         from transformers import get_linear_schedule_with_warmup
 
         config, order = self.config, np.random.default_rng(self.config.seed)
+        taught = np.flatnonzero(np.any([values >= 0 for values in asked], axis=0))
         plan = [
             batch
             for _ in range(config.epochs)
-            for batch in _batches(self.read, rows, config.batch_tokens, order)
+            for batch in _batches(self.read, taught, config.batch_tokens, order)
         ]
         groups = [
-            {"params": list(self.trained.values()), "lr": config.lr},
+            {"params": trained, "lr": config.lr},
             {"params": list(heads.parameters()), "lr": config.head_lr},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)

@@ -18,15 +18,19 @@ BATCH_TOKENS = 4096
 
 class SentenceEmbedder:
     """A sentence-transformers model. Texts beyond its own limit (256 tokens for MiniLM) are cut there. The option
-    `tuned` names a file of weights that training left for some of its layers (train/encoder.py)."""
+    `tuned` names a file of weights that training left for some of its layers (train/encoder.py). Computes in float32
+    unless the option `dtype` says otherwise."""
 
     def __init__(self, model: Model) -> None:
         from sentence_transformers import SentenceTransformer
 
+        placed = place(model)
         try:
             self.model = SentenceTransformer(
-                locate(model.name), device=str(place(model).device), revision=model.revision or None
+                locate(model.name), device=str(placed.device), revision=model.revision or None
             )
+            if model.option("dtype", ""):
+                self.model.to(placed.dtype)
             if tuned := str(model.option("tuned", "")):
                 changed = load_file(tuned)
                 if unknown := self.model.load_state_dict(changed, strict=False).unexpected_keys:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_jobs.engine import _head_and_base, actor_name, fingerprint
+from ray_jobs.engine import _head_and_base, actor_name, fingerprint, head
 from ray_jobs.engine.calls import Model
 from ray_jobs.engine.local import LocalModel
 from ray_jobs.gold import GOLD
@@ -28,33 +28,60 @@ def gold_row(i):
             "severity": severity, "categories": [], "refusal": None}  # fmt: skip
 
 
+def seed(i):
+    """Those of the last groups stand beside gold rows of the same group."""
+    group = f"g{i - 110}" if i >= 110 else f"s{i}"
+    return {"id": f"s{i}", "parent_id": "", "group_id": group, "history": [], "category": "",
+            "text": f"w{i % 31} w{i % 7} {('good', 'bad')[i % 2]}", "human": ("Safe", "Unsafe")[i % 2]}  # fmt: skip
+
+
 @pytest.fixture
 def work(store, put, make_work, safety, tmp_path):
     tiny_encoder(tmp_path / "encoder", WORDS)
     versions = {
         "gold": put(store, "gold", GOLD, [gold_row(i) for i in range(80)]),
-        "seeds": put(store, "seeds", PROMPT, []),
+        "seeds": put(store, "seeds", PROMPT, [seed(i) for i in range(120)]),
         "written_responses": put(store, "written_responses", RESPONSE, []),
     }
     roles = {"embedder": Model("local", str(tmp_path / "encoder"), "embedder")}
     return make_work(safety, store, CONFIG, roles, versions=versions)
 
 
-def test_each_ballot_comes_from_an_encoder_that_saw_nothing_of_the_rows_group(work, monkeypatch):
+def test_gold_rows_are_answered_by_an_encoder_that_was_taught_nothing_of_their_groups(work, monkeypatch):
     taught = []
     fit = trained.EncoderTrainer.fit
 
-    def spied(self, targets, seen):
-        taught.append(seen.copy())
-        return fit(self, targets, seen)
+    def spied(self, targets):
+        taught.append(
+            (len(self.read), {i for values in targets.values() for i in np.flatnonzero(values >= 0)})
+        )
+        return fit(self, targets)
 
     monkeypatch.setattr(trained.EncoderTrainer, "fit", spied)
     ballots = run(work).tables["head_ballots"]
-    folds = np.array([fold(f"g{i}", 2) for i in range(80)])
-    assert [seen.tolist() for seen in taught] == [(folds != 0).tolist(), (folds != 1).tolist(), [True] * 80]
+    assert taught == [(200, {80 + i for i in range(110)})]
     assert sorted(row["parent_id"] for row in ballots) == sorted(f"g{i}" for i in range(80))
     right = [np.argmax(row["severity"]) == (0, 2)[int(row["parent_id"][1:]) % 2] for row in ballots]
     assert np.mean(right) > 0.95
+
+
+def test_heads_on_it_are_fitted_out_of_fold(work, monkeypatch):
+    fitted_on = []
+    plain = head.fit
+
+    def spied(vectors, *rest):
+        fitted_on.append(len(vectors))
+        return plain(vectors, *rest)
+
+    monkeypatch.setattr(head, "fit", spied)
+    run(work)
+    folds = np.array(
+        [
+            fold(group, 2)
+            for group in [*(f"g{i}" for i in range(80)), *(seed(i)["group_id"] for i in range(120))]
+        ]
+    )
+    assert fitted_on == [int((folds != 0).sum()), int((folds != 1).sum()), 200]
 
 
 def test_the_stored_voter_answers_as_the_trained_one(work, monkeypatch):
@@ -67,11 +94,11 @@ def test_the_stored_voter_answers_as_the_trained_one(work, monkeypatch):
 
     monkeypatch.setattr(trained.EncoderTrainer, "vectors", spied)
     (row,) = run(work).tables["voters"]
-    head, base = _head_and_base(Model("local", work.store.get_folder(row["uri"], row["sha256"]), "head"))
+    fitted, base = _head_and_base(Model("local", work.store.get_folder(row["uri"], row["sha256"]), "head"))
     texts = [gold_row(i)["prompt"] for i in range(80)]
     read = np.stack([vector.values for vector in LocalModel(base).embed(texts)])
-    assert (read * made[-1]).sum(axis=1).min() > 0.999
-    told = head.predict(read)["prompt.severity"].argmax(axis=1)
+    assert (read * made[-1][:80]).sum(axis=1).min() > 0.999
+    told = fitted.predict(read)["prompt.severity"].argmax(axis=1)
     assert (told == np.array([(0, 2)[i % 2] for i in range(80)])).mean() > 0.95
 
 
