@@ -1,6 +1,6 @@
 """Label distillation against cleanlab, on human-labelled sets with planted noise.
 
-    python benchmarks/label_noise.py --bench DIR [--json FILE] [--cleanlab PYTHON]
+    python benchmarks/label_noise.py --bench DIR [--json FILE] [--cleanlab PYTHON] [--vectors e5|minilm]
 
 5, 10 and 20 % of the training labels are flipped: `uniform` any row alike; `confusable` only rows of the half that a
 cross-fitted model of the clean labels finds hardest (with some jitter). Three quarters of the groups are trained on,
@@ -79,9 +79,9 @@ class Cell:
         return f"{self.name}|{self.kind}|{self.noise}|{self.seed}"
 
 
-def untouched(bench: Path, name: str, limit: int) -> LabelSet:
+def untouched(bench: Path, name: str, limit: int, e5: bool) -> LabelSet:
     """The set's rows that no rule was chosen on, where there are such."""
-    data = load(bench, name, limit if name == "cold" else 0)
+    data = load(bench, name, limit if name == "cold" else 0, e5)
     if name != "gptfuzz":
         return data
     tuned = np.random.default_rng(0).choice(len(data.texts), TUNED_DRAW, replace=False)
@@ -163,11 +163,11 @@ def cleanlab_issues(every: list[Cell], python: str) -> dict[str, np.ndarray]:
         return dict(np.load(told))
 
 
-def measure(bench: Path, seeds: int, limit: int, python: str) -> list[dict[str, Any]]:
+def measure(bench: Path, seeds: int, limit: int, python: str, e5: bool) -> list[dict[str, Any]]:
     """One record per set, kind, noise, seed and method."""
     records: list[dict[str, Any]] = []
     for name in (*HUMAN, "cold"):
-        data = untouched(bench, name, limit)
+        data = untouched(bench, name, limit, e5)
         every = list(cells(data, seeds))
         issues = cleanlab_issues(every, python)
         for cell in every:
@@ -239,11 +239,13 @@ def main() -> None:
     parser.add_argument("--cleanlab", default="", metavar="PYTHON", help="an interpreter that has cleanlab")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2500, help="of cold; default: 2500")
+    parser.add_argument("--vectors", choices=("e5", "minilm"), default="e5", help="what both methods see")
     options = parser.parse_args()
     if options.bench is None:
         print("no --bench DIR: nothing measured", file=sys.stderr)
         return
-    records = measure(options.bench, options.seeds, options.rows, options.cleanlab)
+    e5 = options.vectors == "e5"
+    records = measure(options.bench, options.seeds, options.rows, options.cleanlab, e5)
     averaged = means(records)
     show(averaged)
     held = claims(records)

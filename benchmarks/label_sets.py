@@ -5,9 +5,9 @@
     gold        the prompts of our own safety gold set, in ten languages (see `gold_prompts`)
     cold        Chinese posts, offensive or not; 6,431 rows, labelled half automatically
 
-Vectors: for English, all-MiniLM-L6-v2 on the first 128 tokens (the `local` recipe's teacher reads 256); for Chinese,
-TF-IDF of character 1- to 3-grams reduced to 256 dimensions by SVD, since MiniLM reads no Chinese. Both are made without
-labels. What was computed once is kept under build/bench/vectors.
+Vectors: all-MiniLM-L6-v2 on the first 128 tokens, for Chinese, which it does not read, TF-IDF of character 1- to
+3-grams reduced to 256 dimensions by SVD; or multilingual-e5-small, the `local` recipe's teacher, on as many tokens. All
+are made without labels. What was computed once is kept under build/bench/vectors.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class LabelSet:
         )
 
 
-def load(bench: Path, name: str, limit: int = 0) -> LabelSet:
-    """A set by name; with `limit` its rows of lowest hash."""
+def load(bench: Path, name: str, limit: int = 0, e5: bool = False) -> LabelSet:
+    """A set by name; with `limit` its rows of lowest hash. `e5`: vectors of the multilingual encoder."""
     file, form = FILES[name]
     rows = [row for row in read_file(str(bench / file), form).rows if row.violates is not None]
     if limit:
         rows = sorted(rows, key=lambda row: stable_hash(row.prompt, row.response))[:limit]
     texts = tuple(item_text(row.side, row.prompt, row.history, row.response) for row in rows)
     violating = np.array([row.violating("strict") for row in rows])
-    make = characters if name == "cold" else sentences
+    make = multilingual if e5 else characters if name == "cold" else sentences
     return LabelSet(name, texts, violating, tuple(row.group for row in rows), kept(make, texts))
 
 
@@ -96,12 +96,15 @@ def sentences(texts: tuple[str, ...]) -> np.ndarray:
 
 
 def multilingual(texts: tuple[str, ...]) -> np.ndarray:
-    """multilingual-e5-small on the first 128 tokens."""
+    """multilingual-e5-small on the first 128 tokens, in bfloat16 where the CPU has it, as the recipe has it."""
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from ray_jobs.engine.weights import locate
 
     model = SentenceTransformer(locate("multilingual-e5-small"), device="cpu")
+    if torch.cpu._is_amx_tile_supported():
+        model.to(torch.bfloat16)
     model.max_seq_length = 128
     return model.encode(list(texts), batch_size=64, show_progress_bar=False)
 
