@@ -106,8 +106,7 @@ def fit(
         mean, scale = vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-6)
     if strength is None:
         strength = 10.0 if features == "char_ngrams" else 0.1 / np.sqrt(max(1, vectors.shape[1] / 384))
-    centred = (vectors - mean) / scale
-    inputs = _sparse(centred) if features == "char_ngrams" else centred
+    inputs = _sparse(vectors) if features == "char_ngrams" else (vectors - mean) / scale
     weights = {}
     for output in outputs:
         target = np.asarray(targets[output.name])
