@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ray_jobs.engine import _head_and_base, actor_name, fingerprint, head
 from ray_jobs.engine.calls import Model
@@ -122,3 +123,16 @@ def test_an_embedder_that_cannot_be_trained_here_is_refused_in_one_sentence(work
 def test_an_unknown_kind_of_features_is_refused_and_the_known_ones_are_named():
     with pytest.raises(BadInput, match="knows embed, tuned, hidden, char_ngrams, not 'words'"):
         step(VotersConfig(features=("words",)))
+
+
+def test_an_embedder_computes_in_the_precision_that_its_option_names(tmp_path):
+    tiny_encoder(tmp_path / "encoder", WORDS)
+    texts = [gold_row(i)["prompt"] for i in range(8)]
+    exact, half = (
+        LocalModel(Model("local", str(tmp_path / "encoder"), "embedder", options=options))
+        for options in ((), (("dtype", "bfloat16"),))
+    )
+    one, other = (np.stack([v.values for v in model.embed(texts)]) for model in (exact, half))
+    assert next(half.loaded.model.parameters()).dtype == torch.bfloat16
+    assert one.dtype == other.dtype == np.float32 and not np.array_equal(one, other)
+    np.testing.assert_allclose(one, other, atol=0.03)
