@@ -134,10 +134,10 @@ def local() -> Recipe:
             **local_roles(),
         },
         translations=TranslationsConfig(program=apertium_version()),
-        gold=GoldConfig(limit=1030, test_share=0.15),
+        gold=GoldConfig(limit=900, test_share=0.15),
         prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.0),
         responses=ResponsesConfig(share=0.09, sampling=Sampling(max_tokens=40, temperature=0.8)),
-        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), folds=3, written=1800, encoder=QUICK),
+        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), folds=3, written=1200, encoder=QUICK),
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(
             rows=640,
