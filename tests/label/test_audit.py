@@ -44,6 +44,7 @@ def test_the_report_is_json_and_its_intervals_hold_their_estimates(material):
     assert report["best_voter_name"] == "good"
     assert report["combination"]["f1"] > report["majority"]["f1"]
     assert report["surest"]["0.8"] >= report["surest"]["1.0"]
+    assert report["surest_violating"]["0.8"] >= report["surest"]["1.0"]
 
 
 def test_odd_voters_are_named(material):
