@@ -134,10 +134,11 @@ def local() -> Recipe:
             **local_roles(),
         },
         translations=TranslationsConfig(program=apertium_version()),
-        gold=GoldConfig(limit=900, test_share=0.15),
+        gold=GoldConfig(limit=1030, test_share=0.15),
         prompts=PromptsConfig(self_instruct=1, keyword=1, contrastive=1, rounds=2, shots=3, oversample=1.0),
         responses=ResponsesConfig(share=0.09, sampling=Sampling(max_tokens=40, temperature=0.8)),
-        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), folds=3, written=1200, encoder=QUICK),
+        combiner=CombinerConfig(repeats=1),
+        voters=VotersConfig(features=("embed", "tuned", "char_ngrams"), folds=3, written=1800, encoder=QUICK),
         votes=VotesConfig(people=False),
         gen_guard=GuardConfig(
             rows=640,
@@ -153,7 +154,7 @@ def local() -> Recipe:
             rows=1400, train_layers=0, epochs=8, lr=1e-3, max_length=128, matmul="medium"
         ),
         token_labels=TokenLabelsConfig(
-            Plan(k=4, costs=LOCAL_COSTS), responses=16, sampling=Sampling(max_tokens=12, temperature=0.8)
+            Plan(k=4, costs=LOCAL_COSTS), responses=12, sampling=Sampling(max_tokens=12, temperature=0.8)
         ),
     )
 
