@@ -286,7 +286,8 @@ def test_a_later_run_takes_peoples_labels_and_redoes_only_their_units(
                 "language": "en", "leaf": "violent.weapons", "category": "violent", "intended": "Safe", "human": "",
                 "source": "generated", "keyword": "", "pair_id": ""} for n in range(12)]  # fmt: skip
     put(store, "deduped", PROMPT, prompts)
-    fitted = {"voters": ["voter-1"], "severities": list(safety.severity_names), "model": {"kind": "majority"},
+    fitted = {"voters": ["voter-1"], "severities": list(safety.severity_names),
+              "violating": [False, True, True], "model": {"kind": "majority"},
               "voter_weights": [1.0], "calibration": {"kind": "identity", "temperature": 1.0, "shift": 0.0,
               "knots_x": [], "knots_y": []}, "abstain_below": 0.0, "calibrated": False, "report": {}}  # fmt: skip
     put(store, "combiner", COMBINER, [{"id": side, "parent_id": "", "group_id": "", "side": side, "audit": "{}",
