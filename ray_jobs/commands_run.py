@@ -136,7 +136,8 @@ def vote(options: argparse.Namespace) -> None:
             f"  calibration error {audit['calibration']['debiased']:.3f} [{low:.3f}, {high:.3f}] (debiased)"
         )
         surest = ", ".join(f"{float(share):.0%} {f1:.3f}" for share, f1 in audit["surest"].items())
-        surest += "".join(f" ({f1:.3f} of whether they violate)" for f1 in audit["surest_violating"].values())
+        for share, f1 in audit["surest_violating"].items():
+            surest += f"; on the {float(share):.0%} surest of whether they violate {f1:.3f}"
         kept = audit["precision_kept"]
         right = "" if kept is None else f", {kept:.0%} of the others labelled right"
         print(f"  F1 on the surest rows: {surest}; {audit['abstained']:.0%} abstained{right}")
