@@ -86,25 +86,19 @@ def kept(make: Any, texts: tuple[str, ...]) -> np.ndarray:
 
 def sentences(texts: tuple[str, ...]) -> np.ndarray:
     """MiniLM on the first 128 tokens."""
-    from sentence_transformers import SentenceTransformer
-
-    from ray_jobs.engine.weights import locate
-
-    model = SentenceTransformer(locate("minilm"), device="cpu")
-    model.max_seq_length = 128
-    return model.encode(list(texts), batch_size=64, show_progress_bar=False)
+    return _encoded("minilm", texts, "float32")
 
 
 def multilingual(texts: tuple[str, ...]) -> np.ndarray:
     """multilingual-e5-small on the first 128 tokens, in bfloat16 where the CPU has it, as the recipe has it."""
-    import torch
-    from sentence_transformers import SentenceTransformer
+    return _encoded("multilingual-e5-small", texts, "auto")
 
-    from ray_jobs.engine.weights import locate
 
-    model = SentenceTransformer(locate("multilingual-e5-small"), device="cpu")
-    if torch.cpu._is_amx_tile_supported():
-        model.to(torch.bfloat16)
+def _encoded(name: str, texts: tuple[str, ...], dtype: str) -> np.ndarray:
+    from ray_jobs.engine import Model
+    from ray_jobs.engine.features import SentenceEmbedder
+
+    model = SentenceEmbedder(Model("local", name, "embedder", options=(("dtype", dtype),))).model
     model.max_seq_length = 128
     return model.encode(list(texts), batch_size=64, show_progress_bar=False)
 

@@ -54,6 +54,11 @@ def decide(posterior: Floats, violating: NDArray[np.bool_]) -> Ints:
     return np.where(flagged[:, None] == violating, posterior, -1.0).argmax(axis=1)
 
 
+def share_of(posterior: Floats, labels: Ints) -> Floats:
+    """[n] what each row's label has of its posterior [n, S]."""
+    return np.take_along_axis(posterior, labels[:, None], axis=1)[:, 0]
+
+
 def _one_hot(votes: Ints, severities: int) -> Floats:
     return (votes[:, :, None] == np.arange(severities)).astype(np.float64)
 

@@ -25,7 +25,7 @@ from label.calibration import (
     choose_calibration,
     reliability,
 )
-from label.combiners import CombinerModel, Floats, Ints, Majority, decide
+from label.combiners import CombinerModel, Floats, Ints, Majority, decide, share_of
 from label.compare import difference
 from synth.errors import BadInput
 
@@ -196,12 +196,12 @@ def violating_f1(labels: Ints, predicted: Ints, violating: NDArray[np.bool_]) ->
 
 
 def as_good(
-    posteriors: dict[str, Floats], means: dict[str, float], gold: Gold, violating: NDArray[np.bool_]
+    said: dict[str, Ints], means: dict[str, float], gold: Gold, violating: NDArray[np.bool_]
 ) -> list[str]:
     """The combiners that are not behind the one of the highest F1 by more than one standard error of the gap."""
     truth, best = violating[gold.labels], max(means, key=lambda name: means[name])
-    said = {name: violating[decide(posterior, violating)] for name, posterior in posteriors.items()}
-    gaps = {name: difference(truth, said[best], said[name], gold.groups, 200) for name in said}
+    flagged = {name: violating[labels] for name, labels in said.items()}
+    gaps = {name: difference(truth, flagged[best], flagged[name], gold.groups, 200) for name in flagged}
     return [name for name, gap in gaps.items() if means[best] - means[name] <= gap.standard_error]
 
 
@@ -219,25 +219,26 @@ def fit_combiner(
     target_precision: share of right labels among those not abstained.
     """
     flags = np.asarray(violating, dtype=bool)
+    names = (ballots.voters, ballots.severities, tuple(flags.tolist()))
     if gold is None:
         even = tuple(1.0 for _ in ballots.voters)
-        names = (ballots.voters, ballots.severities, tuple(flags.tolist()))
         return Combiner(*names, Majority(), even, report={"gold_rows": 0})
     probs, fits = ballots.severity, candidates()
     folds = group_folds(gold, flags, repeats, seed)
     posteriors = {
         name: [held_out(fit, probs, gold.labels, fold) for fold in folds] for name, fit in fits.items()
     }
-    scores = {
-        name: [violating_f1(gold.labels, decide(posterior, flags), flags) for posterior in repeated]
-        for name, repeated in posteriors.items()
+    decided = {name: [decide(one, flags) for one in repeated] for name, repeated in posteriors.items()}
+    means = {
+        name: round(float(np.mean([violating_f1(gold.labels, labels, flags) for labels in repeated])), 3)
+        for name, repeated in decided.items()
     }
-    means = {name: round(float(np.mean(values)), 3) for name, values in scores.items()}
-    firsts = {name: repeated[0] for name, repeated in posteriors.items()}
-    said = {name: decide(posterior, flags) for name, posterior in firsts.items()}
+    said = {name: repeated[0] for name, repeated in decided.items()}
     calibrated = {
-        name: choose_calibration(_at(firsts[name], said[name]), said[name] == gold.labels, folds[0])
-        for name in as_good(firsts, means, gold, flags)
+        name: choose_calibration(
+            share_of(posteriors[name][0], said[name]), said[name] == gold.labels, folds[0]
+        )
+        for name in as_good(said, means, gold, flags)
     }
     brier = {name: round(min(one.brier.values()), 4) for name, one in calibrated.items()}
     chosen = min(brier, key=lambda name: brier[name])
@@ -255,7 +256,6 @@ def fit_combiner(
         "gold_kept": float((crossed.confidence >= threshold).mean()),
     }
     model, weighted = fits[chosen](probs, gold.labels), combiners.fit_weighted(probs, gold.labels)
-    names = (ballots.voters, ballots.severities, tuple(flags.tolist()))
     return Combiner(*names, model, weighted.weights, crossed.calibration, threshold, True, report)
 
 
@@ -266,13 +266,8 @@ def combine(combiner: Combiner, ballots: Ballots) -> tuple[Ints, Floats, NDArray
     posterior = combiner.model.posterior(ballots.severity)
     silent = (combiners.votes_of(ballots.severity) < 0).all(axis=1)
     labels = decide(posterior, np.asarray(combiner.violating))
-    confidence = np.where(silent, 0.0, combiner.calibration.apply(_at(posterior, labels)))
+    confidence = np.where(silent, 0.0, combiner.calibration.apply(share_of(posterior, labels)))
     return labels, confidence, silent | (confidence < combiner.abstain_below)
-
-
-def _at(posterior: Floats, labels: Ints) -> Floats:
-    """[n] what each row's label has of [n, S]."""
-    return np.take_along_axis(posterior, labels[:, None], axis=1)[:, 0]
 
 
 def combine_categories(

@@ -108,8 +108,7 @@ def test_a_combiner_that_is_behind_by_more_than_chance_is_not_as_good():
     flags = np.array(VIOLATING)
     means = {name: violating_f1(labels, one, flags) for name, one in said.items()}
     assert means["best"] > means["nearly"] > means["guessing"]
-    posteriors = {name: np.eye(3)[one] for name, one in said.items()}
-    assert as_good(posteriors, means, gold_of(labels), flags) == ["best", "nearly"]
+    assert as_good(said, means, gold_of(labels), flags) == ["best", "nearly"]
 
 
 def test_a_higher_target_precision_abstains_more_and_errs_less(fitted):
