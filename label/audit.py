@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from label.calibration import calibration_error, reliability
 from label.combiners import Floats, Ints, Majority, decide, votes_of, who_answered
+from label.folds import group_folds
 from label.vote import (
     Ballots,
     Combiner,
@@ -22,7 +23,6 @@ from label.vote import (
     candidates,
     combine,
     fit_combiner,
-    group_folds,
     held_out,
     violating_f1,
 )

@@ -1,6 +1,9 @@
 """Folds by group: the same group always falls into the same fold, whatever else is in the table."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +11,11 @@ from numpy.typing import NDArray
 from synth.errors import BadInput
 from synth.ids import stable_hash
 
+if TYPE_CHECKING:
+    from label.vote import Gold
+
 Ints = NDArray[np.int64]
+Fold = tuple[NDArray[Any], NDArray[Any]]
 
 
 def stable_order(ids: Sequence[str], *salt: object) -> Ints:
@@ -29,3 +36,18 @@ def splits(fold: Ints) -> Iterator[tuple[Ints, Ints]]:
     """(train, predict) row indices per fold: a row is predicted by a model that saw none of its fold."""
     for held in np.unique(fold):
         yield np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+
+
+def group_folds(gold: Gold, violating: NDArray[np.bool_], repeats: int, seed: int) -> list[list[Fold]]:
+    """`repeats` lists of (train, test) row indices, groups whole, classes spread. BadInput below 2 groups."""
+    from sklearn.model_selection import StratifiedGroupKFold  # combining in a worker needs none of this
+
+    parts = min(5, len(set(gold.groups)))
+    if parts < 2:
+        raise BadInput("gold: all rows are one group; cross-validation needs at least two")
+    classes = violating[gold.labels]
+    result = []
+    for repeat in range(repeats):
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed + repeat)
+        result.append(list(folds.split(np.zeros(len(classes)), classes, list(gold.groups))))
+    return result

@@ -27,10 +27,10 @@ from label.calibration import (
 )
 from label.combiners import CombinerModel, Floats, Ints, Majority, decide, share_of
 from label.compare import difference
+from label.folds import Fold, group_folds
 from synth.errors import BadInput
 
 Fit = Callable[[Floats, Ints], CombinerModel]
-Fold = tuple[NDArray[Any], NDArray[Any]]
 _STRENGTHS = (0.03, 0.3, 3.0)
 
 
@@ -163,21 +163,6 @@ def candidates() -> dict[str, Fit]:
 
 def _stacked(strength: float) -> Fit:
     return lambda probs, labels: combiners.fit_stacked(probs, labels, strength)
-
-
-def group_folds(gold: Gold, violating: NDArray[np.bool_], repeats: int, seed: int) -> list[list[Fold]]:
-    """`repeats` lists of (train, test) row indices, groups whole, classes spread. BadInput below 2 groups."""
-    from sklearn.model_selection import StratifiedGroupKFold  # combining in a worker needs none of this
-
-    splits = min(5, len(set(gold.groups)))
-    if splits < 2:
-        raise BadInput("gold: all rows are one group; cross-validation needs at least two")
-    classes = violating[gold.labels]
-    result = []
-    for repeat in range(repeats):
-        folds = StratifiedGroupKFold(splits, shuffle=True, random_state=seed + repeat)
-        result.append(list(folds.split(np.zeros(len(classes)), classes, list(gold.groups))))
-    return result
 
 
 def held_out(fit: Fit, probs: Floats, labels: Ints, folds: Sequence[Fold]) -> Floats:

@@ -17,6 +17,7 @@ from label.calibration import (
     fit_temperature,
 )
 from label.combiners import Majority, decide, fit_dawid_skene, fit_weighted, votes_of
+from label.folds import group_folds
 from label.vote import (
     Ballots,
     Combiner,
@@ -27,7 +28,6 @@ from label.vote import (
     combine_categories,
     combine_refusal,
     fit_combiner,
-    group_folds,
     violating_f1,
 )
 from synth.errors import BadInput
